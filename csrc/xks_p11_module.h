@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* xks_p11_module.h - a loaded PKCS#11 library.
+ *
+ * Layer:   p11.
+ * Memory:  the module owns the dlopen handle; it is never dlclosed, since vendor libraries leave threads behind.
+ * Threads: initialised with CKF_OS_LOCKING_OK, so that its functions may be called from any thread.
+ */
+#ifndef XKS_P11_MODULE_H
+#define XKS_P11_MODULE_H
+
+#include "xks_pkcs11.h"
+#include "xks_status.h"
+#include <stdbool.h>
+
+typedef struct xks_p11_module {
+    char *path;
+    char *parameters; /* NULL: none */
+    void *library;
+    CK_FUNCTION_LIST *f;
+    bool initialized_by_us;
+} xks_p11_module;
+
+/* Loads and initialises. XKS_CONFIG with a text that names the path and what is wrong. path and parameters are set already. */
+XKS_MUST_CHECK xks_status xks_p11_module_open(xks_p11_module *module, char *error);
+/* C_Finalize if we initialised it. Only when no thread is inside the module. */
+void xks_p11_module_close(xks_p11_module *module);
+
+#endif

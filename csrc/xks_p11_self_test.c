@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "xks_p11_self_test.h"
+
+#include "xks_ckr.h"
+#include <stdio.h>
+#include <string.h>
+
+static const uint8_t TEXT[XKS_CANARY_BYTES] = {'x', 'k', 's', 'f', 'a', 's', 't', ' ', 's', 'e', 'l', 'f', 't', 'e', 's', 't'};
+static const uint8_t AAD[3] = {0, 0, 0};
+
+static xks_status refuse(const char *what, char *error)
+{
+    snprintf(error, XKS_ERROR_TEXT_BYTES,
+             "self-test: %s: the token is not used. Check the profile of the partition against the token's documentation", what);
+    return XKS_CONFIG;
+}
+
+static xks_status call_failed(const xks_p11_failure *failure, char *error)
+{
+    if (failure->broken) {
+        return refuse(failure->call, error);
+    }
+    snprintf(error, XKS_ERROR_TEXT_BYTES, "self-test: %s: %s (0x%lx)", failure->call, xks_ckr_name(failure->rv), failure->rv);
+    return xks_ckr_classify(failure->rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;
+}
+
+static CK_RV encrypt_canary(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_canary *canary, xks_p11_failure *failure)
+{
+    uint8_t out[XKS_CANARY_BYTES + 32];
+    CK_RV rv = xks_p11_gcm_encrypt(gcm, random, (xks_span){AAD, sizeof AAD}, (xks_span){TEXT, sizeof TEXT}, out, canary->iv,
+                                   &canary->iv_len, canary->tag, failure);
+    memcpy(canary->ciphertext, out, XKS_CANARY_BYTES);
+    canary->key = gcm->key;
+    return rv;
+}
+
+CK_RV xks_p11_canary_check(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, const xks_p11_canary *canary,
+                           xks_p11_failure *failure)
+{
+    uint8_t out[XKS_CANARY_BYTES + 32];
+    xks_p11_gcm with_health_key = *gcm;
+    with_health_key.key = canary->key;
+    CK_RV rv = xks_p11_gcm_decrypt(&with_health_key, scratch, (xks_span){canary->iv, canary->iv_len}, (xks_span){AAD, sizeof AAD},
+                                   (xks_span){canary->ciphertext, XKS_CANARY_BYTES}, (xks_span){canary->tag, 16}, out, failure);
+    if (rv == CKR_OK && memcmp(out, TEXT, sizeof TEXT) != 0) {
+        *failure = (xks_p11_failure){CKR_DEVICE_ERROR, "C_Decrypt returned wrong bytes", true};
+        return CKR_DEVICE_ERROR;
+    }
+    return rv;
+}
+
+xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch, xks_p11_canary *canary,
+                             CK_RV *tag_failure, char *error)
+{
+    xks_p11_failure failure;
+    xks_p11_canary first;
+    if (encrypt_canary(gcm, random, &first, &failure) != CKR_OK) {
+        return call_failed(&failure, error);
+    }
+    if (encrypt_canary(gcm, random, canary, &failure) != CKR_OK) {
+        return call_failed(&failure, error);
+    }
+    if (first.iv_len == canary->iv_len && memcmp(first.iv, canary->iv, canary->iv_len) == 0) {
+        return refuse("two encryptions had the same IV", error);
+    }
+    if (memcmp(first.ciphertext, canary->ciphertext, XKS_CANARY_BYTES) == 0) {
+        return refuse("two encryptions with different IVs gave the same ciphertext", error);
+    }
+    if (xks_p11_canary_check(gcm, scratch, &first, &failure) != CKR_OK ||
+        xks_p11_canary_check(gcm, scratch, canary, &failure) != CKR_OK) {
+        return call_failed(&failure, error);
+    }
+    first.tag[0] ^= 1;
+    *tag_failure = xks_p11_canary_check(gcm, scratch, &first, &failure);
+    if (*tag_failure == CKR_OK) {
+        return refuse("a ciphertext with a wrong tag was accepted", error);
+    }
+    return XKS_OK;
+}
