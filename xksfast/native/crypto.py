@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrappers for secrets, SigV4 and AES-GCM. Thin: they own memory and turn a status into an exception.
+
+A newcomer's trap: no function here returns the bytes of a secret. They live in C buffers; Python passes handles and slot numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from xksfast.native.loader import check, error_buffer, ffi, lib
+
+SIGV4_REASONS = {
+    getattr(lib, f"XKS_SIGV4_{name}"): name.lower()
+    for name in (
+        "ACCEPTED",
+        "NO_AUTHORIZATION",
+        "MALFORMED_AUTHORIZATION",
+        "WRONG_ALGORITHM",
+        "NO_DATE",
+        "MALFORMED_DATE",
+        "CLOCK_SKEW",
+        "SCOPE_DATE",
+        "SCOPE_REGION",
+        "SCOPE_SERVICE",
+        "SCOPE_TERMINATOR",
+        "HEADER_NOT_SIGNED",
+        "SIGNED_HEADER_ABSENT",
+        "UNKNOWN_ACCESS_KEY_ID",
+        "NO_KEY_FOR_DAY",
+        "WRONG_SIGNATURE",
+        "DUPLICATE_HEADER",
+    )
+}
+
+
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+class Secret:
+    """One secret in locked memory: a SigV4 secret access key, a PIN, a master key. `pointer` is for other wrappers."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = ffi.gc(pointer, lib.xks_secret_free)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Secret:
+        """From a file that only its owner can read; else NativeError says what to do."""
+        out, error = ffi.new("xks_secret **"), error_buffer()
+        check(lib.xks_secret_from_file(os.fsencode(path), out, error), error)
+        return cls(out[0])
+
+    @classmethod
+    def from_environment(cls, name: str) -> Secret:
+        """From an environment variable."""
+        out, error = ffi.new("xks_secret **"), error_buffer()
+        check(lib.xks_secret_from_environment(name.encode(), out, error), error)
+        return cls(out[0])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Secret:
+        """From bytes that Python holds already: for tests and the development mode."""
+        out = ffi.new("xks_secret **")
+        check(lib.xks_secret_from_bytes(data, len(data), out), what="secret")
+        return cls(out[0])
+
+
+class SecretPages:
+    """32-byte slots in a memfd, the way keys travel between processes."""
+
+    def __init__(self, pointer: Any, *, wipe: bool) -> None:
+        self.pointer = ffi.gc(pointer, lambda p: lib.xks_secret_pages_free(p, int(wipe)))
+
+    @classmethod
+    def new(cls, slots: int) -> SecretPages:
+        """Writable pages of this process; wiped when freed."""
+        out, error = ffi.new("xks_secret_pages **"), error_buffer()
+        check(lib.xks_secret_pages_new(slots, out, error), error)
+        return cls(out[0], wipe=True)
+
+    @classmethod
+    def open(cls, fd: int) -> SecretPages:
+        """Another process's pages, read only. The descriptor stays the caller's."""
+        out, error = ffi.new("xks_secret_pages **"), error_buffer()
+        check(lib.xks_secret_pages_open(fd, out, error), error)
+        return cls(out[0], wipe=False)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to send; closed with this object."""
+        return int(lib.xks_secret_pages_fd(self.pointer))
+
+    def __len__(self) -> int:
+        return int(lib.xks_secret_pages_slots(self.pointer))
+
+    def write(self, slot: int, data: bytes) -> None:
+        """Fill a slot from bytes that Python holds already: for tests."""
+        if len(data) != lib.XKS_SECRET_SLOT_BYTES:
+            raise ValueError("a slot holds 32 bytes")
+        check(lib.xks_secret_pages_write(self.pointer, slot, data), what="secret slot")
+
+
+def derive_signing_key(secret: Secret, day: str, region: str, pages: SecretPages, slot: int) -> None:
+    """Write the SigV4 signing key of `day` ("YYYYMMDD") and `region` to a slot."""
+    status = lib.xks_sigv4_derive(secret.pointer, day.encode("ascii"), region.encode("ascii"), len(region), pages.pointer, slot)
+    check(status, what="signing key")
+
+
+def seal_new_key(master: Secret, context: str) -> bytes:
+    """A new random AES-256 key, sealed under the master key for `context`."""
+    sealed, text = ffi.new("uint8_t[]", lib.XKS_SEALED_KEY_BYTES), context.encode()
+    status = lib.xks_seal_new_key(master.pointer, text, len(text), sealed)
+    check(status, what="sealing a key (a master key is 32 bytes or 64 hexadecimal digits)")
+    return bytes(ffi.buffer(sealed))
+
+
+def seal_open(master: Secret, context: str, sealed: bytes, pages: SecretPages, slot: int) -> None:
+    """Unseal into a slot; NativeError when master key or context differ from those it was sealed with."""
+    text = context.encode()
+    status = lib.xks_seal_open(master.pointer, text, len(text), sealed, len(sealed), pages.pointer, slot)
+    check(status, what=f"unsealing {context}")
+
+
+class Keyring:
+    """The valid credentials of one key store, as derived signing keys. `address` is for the request path."""
+
+    def __init__(self, region: str) -> None:
+        out = ffi.new("xks_sigv4_keyring **")
+        check(lib.xks_sigv4_keyring_new(region.encode("ascii"), len(region), out), what=f"region {region!r}")
+        self.pointer = ffi.gc(out[0], lib.xks_sigv4_keyring_free)
+        self.address = _address(self.pointer)
+
+    def add(self, access_key_id: str, day: str, pages: SecretPages, slot: int) -> None:
+        """Accept `access_key_id` on `day` ("YYYYMMDD")."""
+        text = access_key_id.encode("ascii")
+        status = lib.xks_sigv4_keyring_add(self.pointer, text, len(text), day.encode("ascii"), pages.pointer, slot)
+        check(status, what=f"credential {access_key_id!r}")
+
+    def verify(
+        self, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: int
+    ) -> tuple[int | None, str]:
+        """(index of the credential, "accepted"), or (None, reason). For tests and tools; the request path calls the C itself."""
+        kept = [ffi.from_buffer(part) for part in (method, path, body)]
+        array = ffi.new("xks_header[]", max(len(headers), 1))
+        for i, (name, value) in enumerate(headers):
+            kept += [ffi.from_buffer(name), ffi.from_buffer(value)]
+            array[i].name.data, array[i].name.len = ffi.cast("uint8_t *", kept[-2]), len(name)
+            array[i].value.data, array[i].value.len = ffi.cast("uint8_t *", kept[-1]), len(value)
+        request = ffi.new("xks_sigv4_request *")
+        for field, part, text in zip((request.method, request.path, request.body), kept, (method, path, body), strict=False):
+            field.data, field.len = ffi.cast("uint8_t *", part), len(text)
+        request.headers, request.header_count = array, len(headers)
+        credential, reason = ffi.new("uint32_t *"), ffi.new("xks_sigv4_reason *")
+        status = lib.xks_sigv4_verify(self.pointer, request, now, credential, reason)
+        if status == lib.XKS_OK:
+            return int(credential[0]), "accepted"
+        return None, "too_many_headers" if status == lib.XKS_TOO_LONG else SIGV4_REASONS[reason[0]]
+
+
+class AesGcmKey:
+    """An AES-256-GCM key from a slot. `address` is for the request path."""
+
+    def __init__(self, pages: SecretPages, slot: int) -> None:
+        data = lib.xks_secret_pages_view(pages.pointer, slot)
+        if data == ffi.NULL:
+            raise IndexError(f"no secret slot {slot}")
+        out = ffi.new("xks_aes_gcm_key **")
+        check(lib.xks_aes_gcm_key_new(data, out), what="AES key")
+        self.pointer = ffi.gc(out[0], lib.xks_aes_gcm_key_free)
+        self.address = _address(self.pointer)
+
+    def encrypt(self, plaintext: bytes, aad: bytes, iv: bytes | None = None) -> tuple[bytes, bytes, bytes]:
+        """(iv, ciphertext, tag). iv: 12 or 16 bytes; drawn when None."""
+        iv = os.urandom(12) if iv is None else iv
+        ciphertext, tag = ffi.new("uint8_t[]", max(len(plaintext), 1)), ffi.new("uint8_t[16]")
+        with _Spans(iv, aad, plaintext) as (iv_span, aad_span, text_span):
+            check(lib.xks_aes_gcm_encrypt(self.pointer, iv_span, aad_span, text_span, ciphertext, tag), what="encrypt")
+        return iv, bytes(ffi.buffer(ciphertext, len(plaintext))), bytes(ffi.buffer(tag))
+
+    def decrypt(self, iv: bytes, ciphertext: bytes, tag: bytes, aad: bytes) -> bytes:
+        """The plaintext; NativeError "not authentic" when anything was changed."""
+        plaintext = ffi.new("uint8_t[]", max(len(ciphertext), 1))
+        with _Spans(iv, aad, ciphertext, tag) as (iv_span, aad_span, text_span, tag_span):
+            status = lib.xks_aes_gcm_decrypt(self.pointer, iv_span, aad_span, text_span, tag_span, plaintext)
+        check(status, what="decrypt")
+        return bytes(ffi.buffer(plaintext, len(ciphertext)))
+
+
+class _Spans:
+    """bytes -> xks_span, for the length of a with block."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._buffers = [ffi.from_buffer(part) for part in parts]
+        self._lengths = [len(part) for part in parts]
+
+    def __enter__(self) -> list[Any]:
+        return [
+            ffi.new("xks_span *", {"data": ffi.cast("uint8_t *", buffer), "len": length})[0]
+            for buffer, length in zip(self._buffers, self._lengths, strict=True)
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        self._buffers.clear()
+
+
+def random_key() -> AesGcmKey:
+    """A key of its own for health checks, gone with the process."""
+    pages, master = SecretPages.new(1), Secret.from_bytes(os.urandom(32))
+    seal_open(master, "health check", seal_new_key(master, "health check"), pages, 0)
+    return AesGcmKey(pages, 0)
+
+
+class JobPool:
+    """Memory of jobs, for one event loop."""
+
+    def __init__(self) -> None:
+        out = ffi.new("xks_job_pool **")
+        check(lib.xks_job_pool_new(out), what="job pool")
+        self.pointer = ffi.gc(out[0], lib.xks_job_pool_free)
+        self.address = _address(self.pointer)
+
+
+class RandomPool:
+    """Random bytes drawn in blocks, for one thread."""
+
+    def __init__(self) -> None:
+        pool = ffi.new("xks_random_pool *")
+        lib.xks_random_pool_init(pool)
+        self.pointer = ffi.gc(pool, lib.xks_random_pool_wipe)
+        self.address = _address(self.pointer)
+
+
+def base64_encode(data: bytes) -> bytes:
+    """Strict Base64 with padding."""
+    out = ffi.new("char[]", lib.xks_base64_encoded_len(len(data)) or 1)
+    lib.xks_base64_encode(data, len(data), out)
+    return bytes(ffi.buffer(out, lib.xks_base64_encoded_len(len(data))))
+
+
+def base64_decode(text: bytes) -> bytes:
+    """Strict Base64 to bytes; NativeError for anything else."""
+    out, length = ffi.new("uint8_t[]", lib.xks_base64_decoded_max(len(text)) or 1), ffi.new("size_t *")
+    check(lib.xks_base64_decode(text, len(text), out, lib.xks_base64_decoded_max(len(text)), length), what="Base64")
+    return bytes(ffi.buffer(out, length[0]))
+
+
+def cdiv(aad: bytes, metadata: bytes, iv: bytes, ciphertext: bytes, tag: bytes) -> bytes:
+    """The ciphertext data integrity value: 32 bytes."""
+    digest = ffi.new("uint8_t[32]")
+    with _Spans(aad, metadata, iv, ciphertext, tag) as spans:
+        lib.xks_cdiv(*spans, digest)
+    return bytes(ffi.buffer(digest))
+
+
+def compose_aad(aad: bytes, ciphertext_metadata: bytes) -> bytes:
+    """u16be len(aad) | aad | u8 len(metadata) | metadata; NativeError when a part is over its limit."""
+    capacity = len(aad) + len(ciphertext_metadata) + lib.XKS_AAD_OVERHEAD_BYTES
+    out, length = ffi.new("uint8_t[]", capacity), ffi.new("size_t *")
+    with _Spans(aad, ciphertext_metadata) as (aad_span, metadata_span):
+        check(lib.xks_aad_compose(aad_span, metadata_span, out, capacity, length), what="AAD")
+    return bytes(ffi.buffer(out, length[0]))
+
+
+def json_members_are_unique(document: bytes) -> bool:
+    """Whether xks_json_check_members lets the document pass."""
+    return bool(lib.xks_json_check_members(document, len(document)) == lib.XKS_OK)
+
+
+def utc_day(unix_seconds: int) -> str:
+    """The UTC day as "YYYYMMDD"."""
+    day = ffi.new("char[8]")
+    lib.xks_format_utc_day(unix_seconds, day)
+    return bytes(ffi.buffer(day)).decode("ascii")
+
+
+def harden_process() -> None:
+    """No core dump, no ptrace: for processes that hold secrets."""
+    lib.xks_process_harden()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrapper for the PKCS#11 engine: building it, and reading what its keepers know. Jobs go through the function table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from time import monotonic
+from typing import Any
+
+from xksfast.native.crypto import Secret
+from xksfast.native.loader import check, error_buffer, ffi, lib
+
+WAIT_SLICE_NS = 50_000_000
+NO_SLOT = 2**64 - 1  # XKS_NO_SLOT
+
+_PARTITION_STATES = {
+    lib.XKS_PARTITION_STARTING: "starting",
+    lib.XKS_PARTITION_READY: "ready",
+    lib.XKS_PARTITION_RECOVERING: "recovering",
+    lib.XKS_PARTITION_REFUSED: "refused",
+}
+_KEY_STATES = {
+    lib.XKS_KEY_PENDING: "pending",
+    lib.XKS_KEY_USABLE: "usable",
+    lib.XKS_KEY_ABSENT: "absent",
+    lib.XKS_KEY_AMBIGUOUS: "ambiguous",
+    lib.XKS_KEY_WRONG_TYPE: "wrong type",
+    lib.XKS_KEY_FAILED: "failed",
+}
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """xks_partition_status of csrc/xks_engine.h."""
+
+    state: str
+    reason: str
+    token_label: str
+    manufacturer: str
+    model: str
+    serial: str
+    firmware_major: int
+    firmware_minor: int
+    sessions_open: int
+    sessions_wanted: int
+    in_flight: int
+    login_epoch: int
+    operations: int
+    failures: int
+    last_probe_ns: int
+    last_good_probe_ns: int
+    probe_duration_ns: int
+    tag_failure_ckr: int
+    iv_mode: str
+
+
+@dataclass(frozen=True)
+class KeyStatus:
+    """xks_key_status of csrc/xks_engine.h."""
+
+    state: str
+    can_encrypt: bool
+    can_decrypt: bool
+    extractable: bool
+    session_copy: bool
+    reason: str
+
+
+class _Texts:
+    """Keeps C copies of strings alive while a struct points to them."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def __call__(self, text: str | None) -> Any:
+        if text is None or text == "":
+            return ffi.NULL
+        self._kept.append(ffi.new("char[]", text.encode()))
+        return self._kept[-1]
+
+
+def _fields(struct: Any, cls: type, states: dict[int, str]) -> dict[str, Any]:
+    """The fields of `cls` from a C struct: char arrays as str, the state by name."""
+    values: dict[str, Any] = {}
+    for name in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+        value = getattr(struct, name)
+        if name == "state":
+            value = states[value]
+        elif isinstance(value, ffi.CData):
+            value = ffi.string(value).decode("utf-8", "replace")
+        values[name] = value
+    return values
+
+
+class Engine:
+    """The engine of one process. Add modules, partitions and groups, then start. `address` is for the request path."""
+
+    def __init__(self, *, max_queued: int, probe_interval_s: float) -> None:
+        config = ffi.new("xks_engine_config *", {"max_queued": max_queued, "probe_interval_ns": int(probe_interval_s * 1e9)})
+        out, error = ffi.new("xks_engine **"), error_buffer()
+        check(lib.xks_engine_new(config, out, error), error)
+        self.pointer = out[0]
+        self.address = int(ffi.cast("uintptr_t", self.pointer))
+        self._pins: list[Secret] = []
+        self._waiting = Lock()
+        self._closing = False
+
+    def add_module(self, path: str, parameters: str | None = None) -> int:
+        """Load and initialise a module; its index. parameters: LibraryParameters (NSS softoken).
+
+        What it reads from the environment must be set now, and may be changed for the next module.
+        """
+        index, error, texts = ffi.new("uint32_t *"), error_buffer(), _Texts()
+        check(lib.xks_engine_add_module(self.pointer, texts(path), texts(parameters), index, error), error)
+        return int(index[0])
+
+    def add_partition(
+        self,
+        *,
+        name: str,
+        module: int,
+        token_label: str | None = None,
+        token_serial: str | None = None,
+        slot: int | None = None,
+        pin: Secret | None = None,
+        profile: str = "generic",
+        sessions: int = 16,
+        health_check_label: str | None = None,
+    ) -> int:
+        """The partition's index. Exactly one of token_label, token_serial and slot names the token."""
+        texts = _Texts()
+        config = ffi.new("xks_partition_config *")
+        config.name, config.module = texts(name), module
+        config.token_label, config.token_serial = texts(token_label), texts(token_serial)
+        config.slot = NO_SLOT if slot is None else slot
+        config.profile, config.sessions = texts(profile), sessions
+        config.health_check_label = texts(health_check_label)
+        if pin is not None:
+            self._pins.append(pin)
+            config.pin = pin.pointer
+        index, error = ffi.new("uint32_t *"), error_buffer()
+        check(lib.xks_engine_add_partition(self.pointer, config, index, error), error)
+        return int(index[0])
+
+    def add_group(self, partitions: Sequence[int]) -> int:
+        """The group's index."""
+        index, error = ffi.new("uint32_t *"), error_buffer()
+        check(lib.xks_engine_add_group(self.pointer, list(partitions), len(partitions), index, error), error)
+        return int(index[0])
+
+    def start(self) -> None:
+        """Start the threads; returns before the tokens have answered."""
+        error = error_buffer()
+        check(lib.xks_engine_start(self.pointer, error), error)
+
+    def key_add(self, group: int, label: str) -> int:
+        """The key's index; the keepers look for it in the background."""
+        index, error, text = ffi.new("uint32_t *"), error_buffer(), label.encode()
+        check(lib.xks_engine_key_add(self.pointer, group, text, len(text), index, error), error)
+        return int(index[0])
+
+    def key_remove(self, key: int) -> None:
+        """The opposite of key_add."""
+        lib.xks_engine_key_remove(self.pointer, key)
+
+    def wait_settled(self, timeout_s: float) -> bool:
+        """Block until every partition and key has been looked at; False when that takes longer or the engine is closed.
+
+        It waits in slices, so that close() in another thread never frees what this one still looks at.
+        """
+        deadline = monotonic() + timeout_s
+        while monotonic() < deadline:
+            with self._waiting:
+                if self._closing:
+                    return False
+                if lib.xks_engine_wait_settled(self.pointer, WAIT_SLICE_NS) == lib.XKS_OK:
+                    return True
+        return False
+
+    def partition_status(self, partition: int) -> PartitionStatus:
+        """What the keeper knows; no token is called."""
+        out = ffi.new("xks_partition_status *")
+        check(lib.xks_engine_partition_status(self.pointer, partition, out), what=f"partition {partition}")
+        return PartitionStatus(**_fields(out, PartitionStatus, _PARTITION_STATES))
+
+    def key_status(self, key: int, partition: int) -> KeyStatus:
+        """What the keeper knows; no token is called."""
+        out = ffi.new("xks_key_status *")
+        check(lib.xks_engine_key_status(self.pointer, key, partition, out), what=f"key {key}")
+        return KeyStatus(**_fields(out, KeyStatus, _KEY_STATES))
+
+    def fileno(self) -> int:
+        """Readable when completions wait."""
+        return int(lib.xks_engine_eventfd(self.pointer))
+
+    def close(self) -> int:
+        """Stop; the number of threads that are hung inside a token and were left behind."""
+        self._closing = True
+        with self._waiting:
+            if self.pointer == ffi.NULL:
+                return 0
+            left, self.pointer = int(lib.xks_engine_free(self.pointer)), ffi.NULL
+            return left
+
+
+def ensure_token_key(
+    *,
+    module_path: str,
+    label: str,
+    can_encrypt: bool,
+    can_decrypt: bool,
+    parameters: str | None = None,
+    token_label: str | None = None,
+    token_serial: str | None = None,
+    slot: int | None = None,
+    pin: Secret | None = None,
+    profile: str = "generic",
+) -> bool:
+    """Create an AES-256 key in a token unless there is one of that label; True when it was made now.
+
+    For the key tool's own process: the module must not be in use by an engine of the same process.
+    """
+    texts = _Texts()
+    target = ffi.new("xks_provision_target *")
+    target.module_path, target.parameters = texts(module_path), texts(parameters)
+    target.token_label, target.token_serial = texts(token_label), texts(token_serial)
+    target.slot = NO_SLOT if slot is None else slot
+    target.pin = pin.pointer if pin is not None else ffi.NULL
+    target.profile = texts(profile)
+    created, error, text = ffi.new("bool *"), error_buffer(), label.encode()
+    status = lib.xks_provision_ensure_key(target, text, len(text), can_encrypt, can_decrypt, created, error)
+    check(status, error)
+    return bool(created[0])
