@@ -1,0 +1,9 @@
+from collections.abc import Sequence
+
+from xksfast.errors import XksError
+
+CONTINUE: bytes
+
+def render_error(error: XksError, close: bool = False) -> bytes: ...
+def render_json(body: bytes) -> bytes: ...
+def metadata_body(usage: Sequence[str], enabled: bool) -> bytes: ...

@@ -1,0 +1,3 @@
+OPERATION_NAMES: tuple[str, ...]
+
+def parse_path(path: bytes) -> tuple[str, str, str] | None: ...
