@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration file of `xksfast serve`: its tables as frozen structs with defaults, and the rules between them.
+
+What must not live here: key stores and keys; those are in the state (`state/`). All paths of a loaded Config are absolute: in
+the file they are relative to the file's directory. A newcomer's trap: `listen` speaks TLS exactly when [proxy.tls] is there;
+`plaintext_listen` never does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from xksfast.toml_reader import Problems, join, nearest, read_toml, to_struct
+
+Profile = Literal["softhsm", "luna", "luna_fips", "cloudhsm", "nshield", "utimaco", "securosys", "nss", "generic"]
+
+MAX_NAME_CHARS = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all tables."""
+
+
+class ProxyTls(Table, frozen=True):
+    """[proxy.tls]. PEM files; client_ca and client_common_name together switch mTLS on."""
+
+    certificate: str
+    private_key: str
+    client_ca: str = ""
+    client_common_name: str = ""
+
+
+class ProxyHealth(Table, frozen=True):
+    """[proxy.health]. listen: GET /ping, /livez, /readyz over plain HTTP; "" switches it off.
+
+    probe_interval_s: how often each partition is tried with a real encrypt and decrypt.
+    """
+
+    listen: str = "127.0.0.1:8081"
+    probe_interval_s: Annotated[int, Meta(ge=1, le=30)] = 10
+
+
+class Proxy(Table, frozen=True):
+    """[proxy]. listen: with TLS when `tls` is set; plaintext_listen: never with TLS, for a listener beside the TLS one.
+
+    workers: processes, 0 = one per core. deadline_ms: from a request's first byte to its answer; KMS gives up at 250.
+    max_connections: over all workers; beyond it new ones wait in the kernel's queue. max_queued: jobs waiting per worker.
+    header_timeout_ms, request_timeout_ms: from a request's first byte. log_requests: a log line for successes too.
+    """
+
+    listen: tuple[str, ...] = ("127.0.0.1:8443",)
+    plaintext_listen: tuple[str, ...] = ()
+    allow_plaintext: bool = False
+    workers: Annotated[int, Meta(ge=0, le=256)] = 1
+    deadline_ms: Annotated[int, Meta(ge=10, le=240)] = 200
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
+    max_queued: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    header_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 5000
+    request_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 10_000
+    handshake_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 3000
+    idle_timeout_s: Annotated[int, Meta(ge=1, le=86_400)] = 400
+    drain_timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 10
+    log_requests: bool = False
+    tls: ProxyTls | None = None
+    health: ProxyHealth = ProxyHealth()
+
+    @property
+    def worker_count(self) -> int:
+        """`workers`, with 0 resolved to the cores this process may use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+class Admin(Table, frozen=True):
+    """[admin]."""
+
+    listen: str = "127.0.0.1:8444"
+
+
+class State(Table, frozen=True):
+    """[state]. url: where key stores and keys stand: "file:///abs/stores.toml", or "file:stores.toml" beside this file.
+
+    master_key_file: seals `local` keys; a 0600 file of 32 bytes or 64 hexadecimal digits. "" when there are no `local` keys.
+    """
+
+    url: str = ""
+    master_key_file: str = ""
+
+    @property
+    def store_file(self) -> str:
+        """The path in a file: url."""
+        return self.url.removeprefix("file://")
+
+
+class Module(Table, frozen=True):
+    """[modules.<name>]. environment: set before the library is loaded. parameters: LibraryParameters (NSS softoken)."""
+
+    path: str
+    environment: dict[str, str] = {}
+    parameters: str = ""
+
+
+class Partition(Table, frozen=True):
+    """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env."""
+
+    module: str
+    token_label: str | None = None
+    serial: str | None = None
+    slot: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    pin_file: str | None = None
+    pin_env: str | None = None
+    profile: Profile = "generic"
+    sessions: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
+class PartitionGroup(Table, frozen=True):
+    """[partition_groups.<name>]. health_check_key: CKA_LABEL on each partition; "" = a session key made in the token."""
+
+    partitions: tuple[str, ...]
+    health_check_key: str = ""
+
+
+class Config(Table, frozen=True):
+    """The whole file."""
+
+    state: State = State()
+    proxy: Proxy = Proxy()
+    admin: Admin | None = None
+    modules: dict[str, Module] = {}
+    partitions: dict[str, Partition] = {}
+    partition_groups: dict[str, PartitionGroup] = {}
+
+
+class Address(NamedTuple):
+    """host: IP address or "localhost", without brackets. port 0: any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """ "127.0.0.1:8443", "[::1]:8443", "localhost:8443" -> Address; ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError(f"expected host:port such as 127.0.0.1:8443 or [::1]:8443, got {text!r}")
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"port {port!r} is not a number from 0 to 65535")
+    host = host[1:-1] if bracketed else host
+    if host != "localhost":
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is not an IP address of this machine or localhost") from None
+        if bracketed != (address.version == 6):
+            raise ValueError(f"brackets are for IPv6 addresses: {text!r}")
+    return Address(host, int(port))
+
+
+def load_config(path: str | os.PathLike[str]) -> Config:
+    """Read, check and resolve a configuration file. RefusedFile lists all that is wrong with it."""
+    problems = Problems(os.fspath(path))
+    table = read_toml(path)
+    config = to_struct(Config, table, "", problems)
+    assert config is not None  # every table of a Config has a default
+    _check_proxy(config.proxy, problems)
+    if config.admin is not None:
+        _check_addresses("admin.listen", (config.admin.listen,), problems)
+    _check_state(config.state, problems)
+    _check_names(config, problems)
+    _check_partitions(config, problems)
+    _check_groups(config, problems)
+    problems.raise_if_any()
+    return _resolved(config, Path(path).resolve().parent)
+
+
+def missing_files(config: Config, source: str) -> Problems:
+    """What stands between a valid configuration and a start: files it names that are not there."""
+    problems = Problems(source)
+    named: list[tuple[str, str | None]] = [("state.master_key_file", config.state.master_key_file)]
+    named.append(("state.url", config.state.store_file))
+    if config.proxy.tls is not None:
+        for field in ("certificate", "private_key", "client_ca"):
+            named.append((f"proxy.tls.{field}", getattr(config.proxy.tls, field)))
+    for name, module in config.modules.items():
+        named.append((join("modules", name) + ".path", module.path if "/" in module.path else None))
+    for name, partition in config.partitions.items():
+        named.append((join("partitions", name) + ".pin_file", partition.pin_file))
+    for key, path in named:
+        if path and not os.path.isfile(path):
+            problems.add(key, f"there is no file {path}")
+    return problems
+
+
+# --- rules
+
+
+def _check_proxy(proxy: Proxy, problems: Problems) -> None:
+    if not proxy.listen and not proxy.plaintext_listen:
+        problems.add("proxy.listen", "lists no address: give at least one, such as 127.0.0.1:8443")
+    plain = [("proxy.plaintext_listen", _check_addresses("proxy.plaintext_listen", proxy.plaintext_listen, problems))]
+    listen = _check_addresses("proxy.listen", proxy.listen, problems)
+    if proxy.tls is None and not any(problem.key.startswith("proxy.tls") for problem in problems.found):
+        plain.append(("proxy.listen", listen))
+    for key, addresses in plain:
+        for address in addresses:
+            if not proxy.allow_plaintext and not address.is_loopback:
+                problems.add(
+                    key,
+                    f"{address} would speak plain HTTP to other machines: add [proxy.tls], "
+                    "or set proxy.allow_plaintext = true when TLS ends before this proxy",
+                )
+    if proxy.tls is not None:
+        if bool(proxy.tls.client_ca) != bool(proxy.tls.client_common_name):
+            absent = "client_common_name" if proxy.tls.client_ca else "client_ca"
+            problems.add(f"proxy.tls.{absent}", "mTLS needs both client_ca and client_common_name")
+        for field in ("certificate", "private_key"):
+            if not getattr(proxy.tls, field):
+                problems.add(f"proxy.tls.{field}", "is empty: name a PEM file")
+    if proxy.health.listen:
+        _check_addresses("proxy.health.listen", (proxy.health.listen,), problems)
+
+
+def _check_addresses(key: str, texts: tuple[str, ...], problems: Problems) -> list[Address]:
+    found: list[Address] = []
+    for text in texts:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            problems.add(key, str(error))
+            continue
+        if address.port and address in found:
+            problems.add(key, f"{address} is listed twice")
+        found.append(address)
+    return found
+
+
+def _check_state(state: State, problems: Problems) -> None:
+    if any(problem.key.startswith("state") for problem in problems.found):
+        return
+    scheme = state.url.partition(":")[0]
+    if not state.url:
+        problems.add("state.url", "is missing: use file:///absolute/path/stores.toml")
+    elif scheme != "file":
+        problems.add("state.url", f"{scheme!r} is no state this version reads: use file:///absolute/path/stores.toml")
+    elif state.url.startswith("file://") and not state.url.startswith("file:///"):
+        problems.add("state.url", "a file: URL has three slashes and an absolute path: file:///etc/xksfast/stores.toml")
+    elif state.url.rstrip("/") == "file:":
+        problems.add("state.url", "names no file: use file:///absolute/path/stores.toml")
+
+
+def _check_names(config: Config, problems: Problems) -> None:
+    for table in ("modules", "partitions", "partition_groups"):
+        for name in getattr(config, table):
+            if not _NAME.fullmatch(name):
+                problems.add(
+                    join(table, name), f"a name is 1 to {MAX_NAME_CHARS} of A-Z a-z 0-9 _ . -, the first a letter or digit"
+                )
+
+
+def _check_partitions(config: Config, problems: Problems) -> None:
+    for name, module in config.modules.items():
+        if module is not None and not module.path:
+            problems.add(join("modules", name) + ".path", "is empty: name the PKCS#11 library")
+    tokens: dict[tuple[str, str, object], str] = {}
+    for name, partition in config.partitions.items():
+        if partition is None:
+            continue
+        key = join("partitions", name)
+        if partition.module not in config.modules:
+            problems.add(f"{key}.module", f"there is no module {partition.module!r}{nearest(partition.module, config.modules)}")
+        given = {
+            field: value
+            for field in ("token_label", "serial", "slot")
+            if (value := getattr(partition, field)) is not None and value != ""
+        }
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            problems.add(key, f"exactly one of token_label, serial and slot says which token, got {got}")
+        if partition.pin_file and partition.pin_env:
+            problems.add(key, "pin_file and pin_env are both set: keep one")
+        for field, value in given.items():
+            former = tokens.setdefault((partition.module, field, value), name)
+            if former != name:
+                problems.add(f"{key}.{field}", f"partition {former!r} names the same token: keep one, with more sessions")
+
+
+def _check_groups(config: Config, problems: Problems) -> None:
+    for name, group in config.partition_groups.items():
+        if group is None:
+            continue
+        key = join("partition_groups", name) + ".partitions"
+        if not group.partitions:
+            problems.add(key, "lists no partition: give at least one")
+        for partition in dict.fromkeys(group.partitions):
+            if partition not in config.partitions:
+                problems.add(key, f"there is no partition {partition!r}{nearest(partition, config.partitions)}")
+        for partition in sorted({name for name in group.partitions if group.partitions.count(name) > 1}):
+            problems.add(key, f"partition {partition!r} is listed twice")
+
+
+# --- paths
+
+
+def _resolved(config: Config, directory: Path) -> Config:
+    """The same configuration with absolute paths."""
+
+    def absolute(path: str) -> str:
+        return os.path.normpath(directory / path) if path else path
+
+    replace = msgspec.structs.replace
+    tls = config.proxy.tls
+    if tls is not None:
+        tls = replace(
+            tls,
+            certificate=absolute(tls.certificate),
+            private_key=absolute(tls.private_key),
+            client_ca=absolute(tls.client_ca),
+        )
+    state = replace(
+        config.state,
+        url="file://" + absolute(config.state.url.removeprefix("file://").removeprefix("file:")),
+        master_key_file=absolute(config.state.master_key_file),
+    )
+    modules = {  # a bare library name is left to the dynamic linker
+        name: replace(module, path=absolute(module.path) if "/" in module.path else module.path)
+        for name, module in config.modules.items()
+    }
+    partitions = {
+        name: replace(partition, pin_file=absolute(partition.pin_file or "") or None)
+        for name, partition in config.partitions.items()
+    }
+    return replace(config, proxy=replace(config.proxy, tls=tls), state=state, modules=modules, partitions=partitions)
