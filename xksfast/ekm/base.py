@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface of a key source: what turns a key of the snapshot into something the request path can use.
+
+A key source is asked in two steps, so that many keys are looked for at once: `request` for each key, then, after the worker let
+all sources settle, `binding` for each. Neither blocks: looking into a token is done by threads of the source's own.
+A newcomer's trap: a binding's address or index is used by the request path without any check; release a binding only when no
+request can still hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import orjson
+
+from xksfast._version import __version__
+from xksfast.model import Key
+from xksfast.native.crypto import SecretPages
+from xksfast.wire import limits
+from xksfast.wire.responses import render_json
+
+MemberStatus = Literal["ACTIVE", "DEGRADED", "UNAVAILABLE"]
+
+
+@dataclass(frozen=True)
+class KeyBinding:
+    """A key as the request path uses it: either an engine key index or the address of a key in memory.
+
+    problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.
+    owner: keeps the memory behind local_address alive.
+    """
+
+    engine_key: int = 0
+    local_address: int = 0
+    problem: str = ""
+    absent: bool = False
+    owner: object = None
+
+
+@dataclass(frozen=True)
+class FleetMember:
+    """One key manager of a fleet, for GetHealthStatus. note: for our log and /readyz; KMS does not see it."""
+
+    id: str
+    model: str
+    status: MemberStatus
+    vendor: str
+    note: str = ""
+
+
+class KeySource(Protocol):
+    """Where the keys of a store live."""
+
+    name: str
+    fleet: Fleet
+
+    def request(self, key: Key, pages: SecretPages) -> int:
+        """Begin to look for `key`; the ticket is for `binding`."""
+
+    def binding(self, ticket: int, key: Key) -> KeyBinding:
+        """What was found. Call after the sources have settled."""
+
+    def release(self, ticket: int) -> None:
+        """The key is not served any more."""
+
+    def check(self) -> None:
+        """Refresh `fleet`. Called about once a second on the loop: it must not block."""
+
+
+class Fleet:
+    """The health of one key source, and the ready-made answer to GetHealthStatus."""
+
+    def __init__(self) -> None:
+        self.members: tuple[FleetMember, ...] = ()
+        self.response = b""
+        self.update((FleetMember("unknown", "unknown", "UNAVAILABLE", "unknown"),))
+
+    @property
+    def serves(self) -> bool:
+        """Whether any member can serve."""
+        return any(member.status != "UNAVAILABLE" for member in self.members)
+
+    def update(self, members: Sequence[FleetMember]) -> None:
+        """Take over what a check found. members: at least one; KMS is shown the first ten."""
+        if tuple(members) == self.members:
+            return
+        self.members = tuple(members)
+        self.response = render_json(
+            orjson.dumps(
+                {
+                    "xksProxyFleetSize": 1,
+                    "xksProxyVendor": "xksfast",
+                    "xksProxyModel": f"xksfast {__version__}",
+                    "ekmVendor": members[0].vendor,
+                    "ekmFleetDetails": [
+                        {"id": member.id, "model": member.model, "healthStatus": member.status}
+                        for member in members[: limits.MAX_FLEET_ENTRIES]
+                    ],
+                }
+            )
+        )
