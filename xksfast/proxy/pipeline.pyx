@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request after its route is known: signature, body, key, limits, crypto, answer. In exactly this order (practice.md rule 4).
+
+Everything runs on the event loop without awaiting; a job of a PKCS#11 key leaves for the engine and comes back through one
+eventfd for many. A refusal is an XksError raised where it is found and rendered in one place. A newcomer's trap: `job.owner` holds
+a reference to its Exchange from submit until the completion is drained, even when the client was answered (deadline) or is gone.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
+
+from xksfast.native.api cimport (
+    XKS_BAD_INPUT, XKS_BUSY, XKS_DECRYPT, XKS_ENCRYPT, XKS_NOT_AUTHENTIC, XKS_NOT_FOUND, XKS_NOT_PERMITTED, XKS_OK,
+    XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
+)
+from xksfast.proxy.exchange cimport Exchange
+from xksfast.proxy.serving cimport ServedKey, ServedStore, ServingTable
+from xksfast.wire.responses cimport decrypt_response, encrypt_response, error_response, json_response
+from xksfast.wire.routes cimport DECRYPT, ENCRYPT, GET_HEALTH_STATUS, GET_KEY_METADATA
+
+from collections import deque
+
+import msgspec
+import orjson
+
+from xksfast.errors import XksError, XksErrorName
+from xksfast.native.crypto import SIGV4_REASONS
+from xksfast.native.loader import api_address
+from xksfast.wire import bodies, limits
+from xksfast.wire.routes import OPERATION_NAMES
+
+cdef const xks_api *API = <const xks_api *><uintptr_t>api_address
+
+cdef size_t MAX_PLAINTEXT = limits.MAX_PLAINTEXT_BYTES
+cdef size_t MAX_AAD = limits.MAX_AAD_BYTES
+cdef size_t MAX_METADATA = limits.MAX_METADATA_BYTES
+cdef size_t TAG_BYTES = limits.TAG_BYTES
+cdef uint32_t NO_PARTITION = 0xFFFFFFFF
+cdef double SWEEP_INTERVAL_S = 0.005
+
+cdef object decode_encrypt = bodies.decode_encrypt
+cdef object decode_decrypt = bodies.decode_decrypt
+cdef object decode_metadata = bodies.decode_metadata
+cdef object decode_health = bodies.decode_health
+BODY_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+cdef inline xks_span _span(const char *data, size_t length) noexcept:
+    cdef xks_span span
+    span.data = <const uint8_t *>data
+    span.len = length
+    return span
+
+
+cdef inline const char *_text(str value, size_t *length) except NULL:
+    """The UTF-8 of a str, borrowed from it."""
+    cdef Py_ssize_t size
+    cdef const char *text = PyUnicode_AsUTF8AndSize(value, &size)
+    length[0] = <size_t>size
+    return text
+
+
+cdef _bad_base64(member):
+    return XksError(XksErrorName.VALIDATION, f"{member} is not Base64 (RFC 4648 section 4: standard alphabet, padded, no white space)")
+
+
+cdef size_t _decode(str value, member, uint8_t *out, size_t capacity) except? <size_t>-1:
+    """Strict Base64 of a body member into out; returns the number of bytes."""
+    cdef size_t text_len = 0, written = 0
+    cdef const char *text = _text(value, &text_len)
+    cdef xks_status status = API.base64_decode(text, text_len, out, capacity, &written)
+    if status == XKS_BAD_INPUT:
+        raise _bad_base64(member)
+    if status != XKS_OK:
+        raise XksError(XksErrorName.VALIDATION, f"{member} has a length that is not allowed")
+    return written
+
+
+cdef class Pipeline:
+    """Serves the requests of one worker.
+
+    loop: the event loop. engine: native.engine.Engine or None. jobs, random: native.crypto.JobPool and RandomPool.
+    deadline_ms: from a request's first byte to its answer. request_log: log.RequestLog; logs_success: a line for every
+    request, not only for refused ones.
+    """
+
+    def __init__(self, loop, *, engine, jobs, random, deadline_ms, request_log, logs_success=False, partition_names=()):
+        self.loop = loop
+        self.table = ServingTable(0, ())
+        self.request_log = request_log
+        self.logs_success = logs_success
+        self.pending = deque()
+        self.sweep_timer = None
+        self.flush_scheduled = False
+        self.deadline_budget_ns = <uint64_t>deadline_ms * 1000000
+        self.engine = <xks_engine *><uintptr_t>(engine.address if engine is not None else 0)
+        self.jobs = <xks_job_pool *><uintptr_t>jobs.address
+        self.random = <xks_random_pool *><uintptr_t>random.address
+        self.keep_alive = (engine, jobs, random)
+        self.partition_names = list(partition_names)
+
+    @property
+    def in_flight(self):
+        """Exchanges with the engine that are not yet swept: an upper bound of the unanswered ones."""
+        return len(self.pending)
+
+    def replace_table(self, ServingTable table not None):
+        """Serve `table` from now on. Blocks hold from this call, for results in flight as well."""
+        cdef ServingTable former = self.table
+        self.table = table
+        former.retire(table)
+
+    cdef ServedStore find_store(self, bytes prefix):
+        return self.table.stores.get(prefix)
+
+    cdef void serve(self, Exchange exchange, const Request *request, bytes body):
+        """Bring the exchange to its answer, now or by a job. Never raises: whatever goes wrong is answered."""
+        exchange.deadline_ns = exchange.first_byte_ns + self.deadline_budget_ns
+        try:
+            self._serve(exchange, request, body)
+        except Exception as error:
+            if exchange.job != NULL:
+                API.job_release(self.jobs, exchange.job)
+                exchange.job = NULL
+            self.refuse(exchange, error)
+
+    cdef _serve(self, Exchange exchange, const Request *request, bytes body):
+        self._authenticate(exchange, request)
+        if API.json_check_members(request.body, request.body_len) != XKS_OK:
+            raise XksError(XksErrorName.VALIDATION, "The body is not one well-formed JSON document without repeated members")
+        if exchange.operation == ENCRYPT:
+            self._read_encrypt(exchange, body)
+        elif exchange.operation == DECRYPT:
+            self._read_decrypt(exchange, body)
+        else:
+            self._read_metadata(exchange, body)
+
+        if exchange.store.blocked:
+            raise XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
+        if exchange.operation == GET_HEALTH_STATUS:
+            return self._answer(exchange, exchange.store.fleet.response)
+        self._find_key(exchange, request)
+        if exchange.operation == GET_KEY_METADATA:
+            return self._answer(exchange, exchange.key.metadata_response)
+        self._check_key_and_limits(exchange)
+        return self._submit(exchange)
+
+    cdef _authenticate(self, Exchange exchange, const Request *request):
+        cdef xks_sigv4_request signed
+        cdef uint32_t credential = 0
+        cdef xks_sigv4_reason reason = <xks_sigv4_reason>0
+        signed.method = _span(b"POST", 4)
+        signed.path = _span(request.path, request.path_len)
+        signed.headers = request.headers
+        signed.header_count = request.header_count
+        signed.body = _span(request.body, request.body_len)
+        if API.sigv4_verify(exchange.store.keyring, &signed, API.unix_seconds(), &credential, &reason) != XKS_OK:
+            raise XksError(
+                XksErrorName.AUTHENTICATION_FAILED, "The request is not signed with a valid credential of this key store",
+                cause=SIGV4_REASONS[reason],
+            )
+
+    cdef _read_metadata(self, Exchange exchange, bytes body):
+        try:
+            if exchange.operation == GET_HEALTH_STATUS:
+                document = decode_health(body)
+            else:
+                document = decode_metadata(body)
+        except BODY_ERRORS as error:
+            raise bodies.refusal(error) from None
+        exchange.request_id = document.request_metadata.kms_request_id
+
+    cdef _read_encrypt(self, Exchange exchange, bytes body):
+        cdef xks_job *job
+        cdef str plaintext, aad
+        try:
+            document = decode_encrypt(body)
+        except BODY_ERRORS as error:
+            raise bodies.refusal(error) from None
+        exchange.request_id = document.request_metadata.kms_request_id
+        plaintext = document.plaintext
+        aad = document.additional_authenticated_data
+        job = self._take_job(exchange, aad, plaintext)
+        job.operation = XKS_ENCRYPT
+        job.want_cdiv = document.ciphertext_data_integrity_value_algorithm is not None
+        job.input_len = _decode(plaintext, "plaintext", job.input, job.input_capacity)
+
+    cdef _read_decrypt(self, Exchange exchange, bytes body):
+        cdef xks_job *job
+        cdef str ciphertext, aad, metadata
+        cdef size_t length
+        cdef uint8_t short_value[64]
+        try:
+            document = decode_decrypt(body)
+        except BODY_ERRORS as error:
+            raise bodies.refusal(error) from None
+        exchange.request_id = document.request_metadata.kms_request_id
+        ciphertext = document.ciphertext
+        aad = document.additional_authenticated_data
+        metadata = document.ciphertext_metadata
+        job = self._take_job(exchange, aad, ciphertext)
+        job.operation = XKS_DECRYPT
+        job.input_len = _decode(ciphertext, "ciphertext", job.input, job.input_capacity)
+
+        length = _decode(document.initialization_vector, "initializationVector", short_value, sizeof(short_value))
+        if length != 12 and length != 16:
+            raise XksError(XksErrorName.VALIDATION, "initializationVector must be 12 or 16 bytes")
+        memcpy(job.iv, short_value, length)
+        job.iv_len = <uint8_t>length
+        length = _decode(document.authentication_tag, "authenticationTag", short_value, sizeof(short_value))
+        if length != TAG_BYTES:
+            raise XksError(XksErrorName.VALIDATION, "authenticationTag must be 16 bytes")
+        memcpy(job.tag, short_value, length)
+        if metadata is not None:
+            length = _decode(metadata, "ciphertextMetadata", short_value, sizeof(short_value))
+            if length > MAX_METADATA:
+                raise XksError(XksErrorName.VALIDATION, f"ciphertextMetadata must be at most {MAX_METADATA} bytes")
+            memcpy(job.metadata, short_value, length)
+            job.metadata_len = <uint8_t>length
+
+    cdef xks_job *_take_job(self, Exchange exchange, str aad, str text) except NULL:
+        """A job with room for both Base64 texts, the AAD decoded into it. job.aad_len is that of the request's own AAD until
+        the job is submitted."""
+        cdef size_t aad_text_len = 0, text_len = 0
+        cdef xks_job *job = NULL
+        _text(text, &text_len)
+        if aad is not None:
+            _text(aad, &aad_text_len)
+        if API.job_take(self.jobs, aad_text_len // 4 * 3, text_len // 4 * 3, &job) != XKS_OK:
+            raise MemoryError
+        exchange.job = job
+        job.aad_len = 0
+        if aad is not None:
+            job.aad_len = _decode(aad, "additionalAuthenticatedData", job.aad + 2, job.aad_capacity)
+        return job
+
+    cdef _check_key_and_limits(self, Exchange exchange):
+        cdef ServedKey key = exchange.key
+        cdef xks_job *job = exchange.job
+        if not key.enabled:
+            raise XksError(XksErrorName.INVALID_STATE, "The external key is disabled")
+        if exchange.operation == ENCRYPT:
+            if not key.may_encrypt:
+                raise XksError(XksErrorName.INVALID_KEY_USAGE, "The external key must not be used to encrypt")
+            if job.want_cdiv and not key.may_decrypt:
+                raise XksError(
+                    XksErrorName.INVALID_KEY_USAGE,
+                    "A ciphertextDataIntegrityValue takes a check decrypt, and the external key must not be used to decrypt",
+                )
+        elif not key.may_decrypt:
+            raise XksError(XksErrorName.INVALID_KEY_USAGE, "The external key must not be used to decrypt")
+        if job.input_len > MAX_PLAINTEXT:
+            member = "plaintext" if exchange.operation == ENCRYPT else "ciphertext"
+            raise XksError(XksErrorName.UNSUPPORTED_OPERATION, f"{member} is longer than {MAX_PLAINTEXT} bytes")
+        if job.aad_len > MAX_AAD:
+            raise XksError(
+                XksErrorName.UNSUPPORTED_OPERATION, f"additionalAuthenticatedData is longer than {MAX_AAD} bytes"
+            )
+
+    cdef _find_key(self, Exchange exchange, const Request *request):
+        cdef ServedKey key = exchange.store.keys.get(request.path[request.key_start : request.key_start + request.key_len])
+        if key is None:
+            raise XksError(XksErrorName.KEY_NOT_FOUND, "No such external key in this key store")
+        exchange.key = key
+        if key.blocked:
+            raise XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
+        if key.absent:
+            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=key.problem)
+        if key.problem:
+            raise XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=key.problem)
+
+    cdef _submit(self, Exchange exchange):
+        cdef xks_job *job = exchange.job
+        cdef ServedKey key = exchange.key
+        cdef xks_status status
+        if API.job_compose_aad(job, job.aad_len) != XKS_OK:
+            raise XksError(XksErrorName.UNSUPPORTED_OPERATION, "additionalAuthenticatedData is too long")
+        job.deadline_ns = exchange.deadline_ns
+        if key.local != NULL:
+            API.local_run(key.local, self.random, job)
+            self._finish(exchange)
+            return
+        if self.engine == NULL:
+            raise XksError(XksErrorName.INTERNAL, "", cause="no PKCS#11 engine for a pkcs11 key")
+        job.key = key.engine_key
+        job.owner = <void *>exchange
+        status = API.engine_submit(self.engine, job)
+        if status == XKS_BUSY:
+            raise XksError(XksErrorName.THROTTLING, "The proxy is at its limit of queued requests", cause="engine queue full")
+        if status == XKS_NOT_FOUND:
+            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause="no ready partition has the key")
+        if status != XKS_OK:
+            raise XksError(XksErrorName.INTERNAL, "The key manager is not available", cause="no partition is ready")
+        Py_INCREF(exchange)
+        self.pending.append(exchange)
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
+            self.loop.call_soon(self._flush)
+        if self.sweep_timer is None:
+            self.sweep_timer = self.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _flush(self):
+        """Once a loop turn: wake workers for all jobs that the turn brought."""
+        self.flush_scheduled = False
+        API.engine_flush(self.engine)
+
+    def on_completions(self):
+        """The engine's eventfd is readable: take all finished jobs."""
+        cdef xks_job *job = API.engine_drain(self.engine)
+        cdef xks_job *following
+        cdef Exchange exchange
+        while job != NULL:
+            following = job.next
+            exchange = <Exchange>job.owner
+            Py_DECREF(exchange)
+            if exchange.answered:
+                API.job_release(self.jobs, job)
+                exchange.job = NULL
+            else:
+                self._finish(exchange)
+            job = following
+
+    def _sweep(self):
+        """While jobs are out: answer those past their deadline, and take completions whose wake-up is being held back."""
+        cdef uint64_t now
+        cdef Exchange exchange
+        self.on_completions()
+        now = API.monotonic_ns()
+        while self.pending:
+            exchange = self.pending[0]
+            if not exchange.answered:
+                if now < exchange.deadline_ns:
+                    break
+                self.refuse(exchange, XksError(XksErrorName.DEPENDENCY_TIMEOUT, "The key manager did not answer in time"))
+            self.pending.popleft()
+        self.sweep_timer = self.loop.call_later(SWEEP_INTERVAL_S, self._sweep) if self.pending else None
+
+    cdef void _finish(self, Exchange exchange):
+        """The job ran: answer with its result. The one place where a result leaves, so blocks are looked at once more here."""
+        cdef xks_job *job = exchange.job
+        cdef xks_status status = job.status
+        cdef bytes response = None
+        error = None
+        try:
+            if exchange.store.blocked:
+                error = XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
+            elif exchange.key.blocked:
+                error = XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
+            elif status == XKS_OK:
+                response = encrypt_response(job) if exchange.operation == ENCRYPT else decrypt_response(job)
+            else:
+                error = self._job_error(exchange)
+            if error is None:
+                self._answer(exchange, response)
+            else:
+                self.refuse(exchange, error)
+        except Exception as unexpected:
+            self.refuse(exchange, unexpected)
+        finally:
+            API.job_release(self.jobs, job)
+            exchange.job = NULL
+
+    cdef _job_error(self, Exchange exchange):
+        """The XksError for a job that did not end in XKS_OK."""
+        cdef xks_job *job = exchange.job
+        cause = ""
+        if job.failed_call != NULL:
+            cause = f"{job.failed_call.decode('ascii')}: {API.ckr_name(job.ckr).decode('ascii')}"
+        if job.status == XKS_NOT_AUTHENTIC:
+            return XksError(
+                XksErrorName.INVALID_CIPHERTEXT, "Ciphertext, IV, tag, AAD or metadata do not belong together", cause=cause
+            )
+        if job.status == XKS_NOT_PERMITTED:
+            return XksError(XksErrorName.INVALID_KEY_USAGE, "The key manager forbids this use of the key", cause=cause)
+        if job.status == XKS_NOT_FOUND:
+            return XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=cause)
+        if job.status == XKS_TIMEOUT:
+            return XksError(XksErrorName.DEPENDENCY_TIMEOUT, "The key manager did not answer in time", cause=cause)
+        if job.status == XKS_BUSY:
+            return XksError(XksErrorName.THROTTLING, "The key manager is at its limit", cause=cause)
+        if job.status == XKS_UNAVAILABLE:
+            return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause)
+        return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause or f"job status {<int>job.status}")
+
+    cdef void _answer(self, Exchange exchange, bytes response):
+        exchange.response = response
+        exchange.answered = True
+        if self.logs_success:
+            self._log(exchange, None)
+        if exchange.sink is not None:
+            exchange.sink.exchange_answered(exchange)
+
+    cdef void refuse(self, Exchange exchange, object error):
+        """Answer with an error: an XksError as it is, anything else as InternalException with the cause in the log."""
+        if not isinstance(error, XksError):
+            error = XksError(XksErrorName.INTERNAL, "The proxy failed", cause=f"{type(error).__name__}")
+        exchange.response = error_response(error, exchange.close_after)
+        exchange.answered = True
+        self._log(exchange, error)
+        if exchange.sink is not None:
+            exchange.sink.exchange_answered(exchange)
+
+    cdef void _log(self, Exchange exchange, object error):
+        """One line of what happened. Never a plaintext, an AAD, a key, a signature: only names, codes and times."""
+        if self.request_log is None:
+            return
+        cdef xks_job *job = exchange.job
+        line = {
+            "event": "request",
+            "kms_request_id": None if exchange.request_id is None else exchange.request_id[:256],
+            "operation": OPERATION_NAMES[exchange.operation] or None,
+            "key_store": None if exchange.store is None else exchange.store.name,
+            "external_key_id": None if exchange.key is None else exchange.key.external_key_id,
+            "partition": None,
+            "result": "ok" if error is None else error.name.error_name,
+            "us": (API.monotonic_ns() - exchange.first_byte_ns) // 1000,
+        }
+        if job != NULL and exchange.key is not None and exchange.key.local == NULL and job.partition < len(self.partition_names):
+            line["partition"] = self.partition_names[job.partition]
+        if error is not None:
+            line["http_status"] = error.http_status
+            line["message"] = error.message
+            if error.cause:
+                line["cause"] = error.cause
+        self.request_log.record(line)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy worker: one process, one event loop, one engine.
+
+It is handed everything: its configuration and its connections by the supervisor, snapshots by the control process. It opens no
+listening socket, reads no state file and holds no SigV4 secret. Its life: Start -> first ApplySnapshot -> tokens settled ->
+WorkerReady -> connections -> Drain. It ends when the supervisor's line closes, so that no worker outlives its supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+from functools import partial
+from time import monotonic_ns
+from typing import Any
+
+import uvloop
+
+from xksfast import messages
+from xksfast.channel import Channel
+from xksfast.config import Config, ProxyTls
+from xksfast.ekm.base import KeySource
+from xksfast.ekm.local import LocalKeys
+from xksfast.ekm.pkcs11 import TokenEngine
+from xksfast.errors import OperatorError
+from xksfast.log import Log, RequestLog
+from xksfast.model import Snapshot
+from xksfast.native.crypto import JobPool, RandomPool, SecretPages, harden_process
+from xksfast.native.tls import TlsContext
+from xksfast.proxy.connection import Connection
+from xksfast.proxy.connection_settings import ConnectionSettings
+from xksfast.proxy.handshakes import HandshakeGate
+from xksfast.proxy.health import HealthMonitor
+from xksfast.proxy.pipeline import Pipeline
+from xksfast.proxy.serving_builder import PreparedTable
+
+SWEEP_INTERVAL_S = 0.25
+HEARTBEAT_INTERVAL_S = 1.0
+SETTLE_TIMEOUT_S = 15.0
+RELEASE_AFTER_S = 30.0  # far above any request's deadline
+
+
+class Worker:
+    """Everything of one worker process. supervisor: its end of the socketpair."""
+
+    def __init__(self, supervisor: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._done = asyncio.Event()
+        self._log = Log("worker")
+        self._index = 0
+        self._ready = False
+        self._draining = False
+        self._closed = 0
+        self._control: Channel | None = None
+        self._serving: PreparedTable | None = None
+        self._pages: SecretPages | None = None
+        self._snapshots: asyncio.Queue[tuple[messages.ApplySnapshot, int]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tls: TlsContext | None = None
+        self._tokens: TokenEngine | None = None
+        self._supervisor = Channel(
+            supervisor, messages.ToWorker, on_message=self._on_supervisor, on_close=self._on_supervisor_gone
+        )
+
+    async def run(self) -> int:
+        """Until drained or left alone; the exit code."""
+        await self._done.wait()
+        return 0
+
+    # --- lines
+
+    def _on_supervisor(self, message: messages.ToWorker, fd: int | None) -> None:
+        match message:
+            case messages.Accept():
+                self._accept(fd, message)
+            case messages.Start():
+                self._start(message)
+            case messages.ControlLink():
+                self._link_control(fd)
+            case messages.ReloadCertificates():
+                self._reload_certificates(message.config)
+            case messages.Drain():
+                self._spawn(self._drain())
+
+    def _on_supervisor_gone(self) -> None:
+        self._spawn(self._drain())
+
+    def _link_control(self, fd: int | None) -> None:
+        if fd is None:
+            return
+        if self._control is not None:
+            self._control.close()
+        self._control = Channel(socket.socket(fileno=fd), messages.ControlToWorker, on_message=self._on_control)
+
+    def _on_control(self, message: messages.ApplySnapshot, fd: int | None) -> None:
+        if fd is not None:
+            self._snapshots.put_nowait((message, fd))
+
+    # --- start
+
+    def _start(self, start: messages.Start) -> None:
+        config = start.config
+        self._config = config
+        self._index = start.worker
+        self._log = Log("worker", worker=start.worker)
+        self._request_log = RequestLog(worker=start.worker)
+        harden_process()
+        try:
+            self._build(config)
+        except OperatorError as error:
+            self._supervisor.send(messages.WorkerRefused(problems=(str(error),)))
+            return
+        self._spawn(self._apply_snapshots())
+        self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        self._heartbeat()
+
+    def _build(self, config: Config) -> None:
+        """Engine, pipeline and connection settings from the configuration."""
+        self._sources: dict[str, KeySource] = {"local": LocalKeys()}
+        if config.partition_groups:
+            self._tokens = TokenEngine(config)
+            self._tokens.start()
+            self._sources.update({f"group:{name}": group for name, group in self._tokens.groups.items()})
+        self._pipeline = Pipeline(
+            self._loop,
+            engine=self._tokens.engine if self._tokens else None,
+            jobs=JobPool(),
+            random=RandomPool(),
+            deadline_ms=config.proxy.deadline_ms,
+            request_log=self._request_log,
+            logs_success=config.proxy.log_requests,
+            partition_names=self._tokens.partition_names if self._tokens else (),
+        )
+        if self._tokens:
+            self._loop.add_reader(self._tokens.engine.fileno(), self._pipeline.on_completions)
+        if config.proxy.tls:
+            self._tls = _tls_context(config.proxy.tls)
+        self._settings = ConnectionSettings(
+            self._pipeline,
+            HandshakeGate(self._loop),
+            config.proxy,
+            on_closed=self._on_connection_closed,
+            log=self._log.warning,
+        )
+        self._health = HealthMonitor(self._loop, list(self._sources.values()), self._log.warning)
+
+    # --- snapshots
+
+    async def _apply_snapshots(self) -> None:
+        """One after the other, the newest last; the loop goes on serving while tokens are asked."""
+        while True:
+            message, fd = await self._snapshots.get()
+            try:
+                await self._apply(message.snapshot, fd)
+            except OperatorError as error:
+                self._log.error("snapshot_refused", seq=message.snapshot.seq, reason=str(error))
+            finally:
+                os.close(fd)
+
+    async def _apply(self, snapshot: Snapshot, fd: int) -> None:
+        pages = SecretPages.open(fd)
+        prepared = PreparedTable(snapshot, pages, self._sources)
+        prepared.begin()
+        if self._tokens:
+            engine = self._tokens.engine
+            settled = await self._loop.run_in_executor(None, engine.wait_settled, SETTLE_TIMEOUT_S)
+            if not settled:
+                self._log.warning("tokens_not_settled", after_s=SETTLE_TIMEOUT_S)
+            refusals = self._tokens.refusals()
+            if refusals and not self._ready:
+                self._supervisor.send(messages.WorkerRefused(problems=tuple(refusals)))
+                return
+        table = prepared.finish()
+        self._pipeline.replace_table(table)
+        former, self._serving, self._pages = self._serving, prepared, pages
+        if former is not None:
+            self._loop.call_later(RELEASE_AFTER_S, former.release)
+        if self._control is not None:
+            self._control.send(
+                messages.SnapshotApplied(seq=snapshot.seq, worker=self._index, problems=tuple(prepared.problems))
+            )
+        if not self._ready:
+            self._ready = True
+            self._health.start()
+            self._supervisor.send(messages.WorkerReady(seq=snapshot.seq))
+
+    # --- connections
+
+    def _accept(self, fd: int | None, message: messages.Accept) -> None:
+        if fd is None:
+            return
+        connected = socket.socket(fileno=fd)
+        connected.setblocking(False)
+        if self._draining:
+            connected.close()
+            self._on_connection_closed()
+            return
+        factory = partial(Connection, self._settings, self._tls if message.tls else None)
+        self._spawn(self._serve(factory, connected))
+
+    async def _serve(self, factory: partial[Connection], connected: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(factory, connected)
+        except OSError as error:
+            self._log.warning("connection_lost_at_once", error=str(error))
+            connected.close()
+            self._on_connection_closed()
+
+    def _on_connection_closed(self) -> None:
+        """Tell the supervisor at once: it hands the next connection to the worker with the fewest."""
+        self._closed += 1
+        self._send_heartbeat()
+        if self._draining and not self._settings.connections:
+            self._done.set()
+
+    def _reload_certificates(self, config: Config) -> None:
+        """New connections get the new certificate; those in progress keep the context they began with."""
+        problem = ""
+        if config.proxy.tls:
+            try:
+                self._tls = _tls_context(config.proxy.tls)
+            except OperatorError as error:
+                problem = str(error)
+        self._supervisor.send(messages.CertificatesReloaded(problem=problem))
+
+    # --- time
+
+    def _sweep(self) -> None:
+        now = monotonic_ns()
+        for connection in tuple(self._settings.connections):
+            connection.check_time(now)
+        self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _heartbeat(self) -> None:
+        self._send_heartbeat()
+        self._loop.call_later(HEARTBEAT_INTERVAL_S, self._heartbeat)
+
+    def _send_heartbeat(self) -> None:
+        self._supervisor.send(
+            messages.Heartbeat(
+                closed=self._closed,
+                healthy=self._ready and self._health.healthy,
+                seq=self._pipeline.table.seq,
+            )
+        )
+
+    # --- end
+
+    async def _drain(self) -> None:
+        """Answer what was asked, close every connection, stop."""
+        if self._draining:
+            return
+        self._draining = True
+        settings = getattr(self, "_settings", None)
+        if settings is not None:
+            for connection in tuple(settings.connections):
+                connection.drain()
+            if settings.connections:
+                return  # the last connection_lost ends the process
+        self._done.set()
+
+    def close(self) -> None:
+        """Stop the engine and the log. A worker hung inside a token does not keep the process."""
+        if self._tokens:
+            self._loop.remove_reader(self._tokens.engine.fileno())
+            self._tokens.engine.close()
+        if hasattr(self, "_request_log"):
+            self._request_log.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _tls_context(tls: ProxyTls) -> TlsContext:
+    return TlsContext(
+        certificate=tls.certificate,
+        private_key=tls.private_key,
+        client_ca=tls.client_ca or None,
+        client_common_name=tls.client_common_name or None,
+    )
+
+
+def main(fd: int) -> int:
+    """The whole life of a worker process. fd: its end of the socketpair to the supervisor."""
+
+    async def live() -> int:
+        worker = Worker(socket.socket(fileno=fd))
+        try:
+            return await worker.run()
+        finally:
+            worker.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(live())
