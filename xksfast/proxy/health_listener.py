@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The health listener: GET /ping, /livez and /readyz for load balancers and orchestrators, plain HTTP, inside the supervisor.
+
+/ping   200 while requests are served, 503 while not (starting, draining): for load balancers.
+/livez  200 while some worker has been heard from in the last seconds: restart us when it is not.
+/readyz 200 while every worker serves and every key manager answers; the body says who does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import httptools
+import orjson
+
+MAX_REQUEST_BYTES = 8192
+MAX_CONNECTIONS = 64
+TIMEOUT_S = 10.0
+CRLF = "\r\n"
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+@dataclass(frozen=True)
+class WorkerHealth:
+    """One worker as /readyz shows it."""
+
+    worker: int
+    ready: bool
+    healthy: bool
+    alive: bool
+    connections: int
+    seq: int
+
+
+class HealthListener:
+    """workers: called per request; what every worker is like now."""
+
+    def __init__(self, workers: Callable[[], list[WorkerHealth]]) -> None:
+        self._workers = workers
+        self._server: asyncio.Server | None = None
+        self._transports: set[asyncio.Transport] = set()
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Begin to answer on a listening socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _HealthConnection(self), sock=sock)
+
+    def close(self) -> None:
+        """Stop listening and close every connection."""
+        if self._server is not None:
+            self._server.close()
+        for transport in tuple(self._transports):
+            transport.abort()
+
+    def answer(self, path: str) -> tuple[int, dict[str, object]]:
+        """(HTTP status, body) for a path."""
+        workers = self._workers()
+        if path == "/ping":
+            serving = any(worker.ready for worker in workers)
+            return (200 if serving else 503), {"status": "pong" if serving else "not serving"}
+        if path == "/livez":
+            alive = any(worker.alive for worker in workers)
+            return (200 if alive else 503), {"status": "alive" if alive else "no worker answers"}
+        if path == "/readyz":
+            ready = bool(workers) and all(worker.ready and worker.healthy and worker.alive for worker in workers)
+            details = [asdict(worker) for worker in workers]
+            return (200 if ready else 503), {"status": "ready" if ready else "not ready", "workers": details}
+        return 404, {"status": "there are /ping, /livez and /readyz"}
+
+
+class _HealthConnection(asyncio.Protocol):
+    """One connection of a prober: small, strict, one time-out for all of it."""
+
+    def __init__(self, listener: HealthListener) -> None:
+        self._listener = listener
+        self._path = b""
+        self._received = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._parser = httptools.HttpRequestParser(self)
+        self._timer = asyncio.get_running_loop().call_later(TIMEOUT_S, self._transport.abort)
+        if len(self._listener._transports) >= MAX_CONNECTIONS:
+            self._transport.abort()
+        self._listener._transports.add(self._transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        self._listener._transports.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._respond(400, {"status": "not well-formed HTTP/1.1"})
+        else:
+            if self._received > MAX_REQUEST_BYTES:
+                self._respond(400, {"status": "the request is too long"})
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_method() not in (b"GET", b"HEAD"):
+            self._respond(405, {"status": "GET only"})
+            return
+        self._respond(*self._listener.answer(self._path.split(b"?")[0].decode("latin-1")))
+
+    def _respond(self, status: int, document: dict[str, object]) -> None:
+        if self._transport.is_closing():
+            return
+        body = orjson.dumps(document)
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"{'Allow: GET, HEAD' + CRLF if status == 405 else ''}Connection: close\r\n\r\n"
+        )
+        no_body = self._parser.get_method() == b"HEAD"
+        self._transport.write(head.encode("ascii") + (b"" if no_body else body))
+        self._transport.close()
