@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting what is measured, and reading what it used: CPU time and memory of a process with all its threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from xksfast.admin.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.config import load_config
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: the pid whose CPU counts, and what `xksfast dev --json` said ({} for nginx)."""
+
+    pid: int
+    ready: dict[str, str]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its threads, in seconds.
+
+    From /proc/PID/schedstat's sum over threads where there is one (nanoseconds), since the clock ticks of /proc/PID/stat are 10 ms.
+    """
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory in MiB."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    match = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert match is not None
+    return int(match.group(1)) / 1024
+
+
+def children(pid: int, word: str) -> list[int]:
+    """The child processes of `pid` whose command line holds `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, IndexError):
+                continue
+            if parent == pid and word in command:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+@contextmanager
+def xksfast_dev(key_source: str, *arguments: str, data: Path | None = None) -> Iterator[Server]:
+    """`xksfast dev` on the server core with free ports, in a temporary directory or in `data`."""
+    directory = data or Path(tempfile.mkdtemp(prefix="xksfast-bench-"))
+    command = [
+        "taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "xksfast", "dev", "--json", "--data", str(directory),
+        "--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--key-source", key_source, *arguments,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"xksfast dev --key-source {key_source} did not start (exit code {process.wait()})")
+        yield Server(children(process.pid, "_worker")[0], json.loads(line))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        if data is None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def fill_softhsm(data: Path, count: int) -> None:
+    """Put `count` further AES-256 keys on the SoftHSM token of a directory that `xksfast dev` made and left."""
+    config = load_config(data / "xksfast.toml")
+    partition = config.partitions["p0"]
+    module = config.modules[partition.module]
+    request = KeyToolRequest(
+        partition="p0",
+        module_path=module.path,
+        profile=partition.profile,
+        token_label=partition.token_label,
+        pin_file=partition.pin_file,
+        keys=[KeyRequest(label=f"further-{i}", encrypt=True, decrypt=True) for i in range(count)],
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "xksfast", "_keytool"],
+        input=msgspec.json.encode(request),
+        capture_output=True,
+        env={**os.environ, **module.environment},
+        check=True,
+        timeout=300,
+    )
+    answer = msgspec.json.decode(done.stdout, type=KeyToolAnswer)
+    assert len(answer.created) == count, answer.problem
+
+
+@contextmanager
+def nginx(port: int, tls_port: int, certificate: Path, private_key: Path, answer: bytes) -> Iterator[Server]:
+    """nginx with one worker on the server core that answers everything with `answer` as JSON."""
+    binary = shutil.which("nginx") or "/usr/sbin/nginx"
+    directory = Path(tempfile.mkdtemp(prefix="xksfast-nginx-"))
+    text = answer.decode().replace("'", "")
+    (directory / "nginx.conf").write_text(
+        f"""
+worker_processes 1; daemon off; pid {directory}/pid; error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; keepalive_requests 100000000; keepalive_timeout 600s; default_type application/json;
+  client_body_temp_path {directory}/b; proxy_temp_path {directory}/p; fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u;
+  scgi_temp_path {directory}/s; client_body_buffer_size 128k; tcp_nodelay on;
+  ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {private_key};
+  ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256;
+  server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl; location / {{ return 200 '{text}'; }} }}
+}}
+"""
+    )
+    process = subprocess.Popen(
+        ["taskset", "-c", str(SERVER_CORE), binary, "-c", str(directory / "nginx.conf"), "-p", str(directory)]
+    )
+    try:
+        for _ in range(100):
+            workers = children(process.pid, "worker process")
+            if workers:
+                break
+            if process.poll() is not None:
+                raise RuntimeError("nginx did not start")
+            time.sleep(0.05)
+        yield Server(workers[0], {})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        shutil.rmtree(directory, ignore_errors=True)
