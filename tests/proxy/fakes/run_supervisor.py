@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real supervisor with the fake children. argv[1]: configuration file. stdout: one line, the ports, when ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import uvloop
+
+from xksfast.config import load_config
+from xksfast.errors import OperatorError
+from xksfast.proxy.listener import Listener
+from xksfast.proxy.supervisor import Supervisor
+
+
+def ready(listeners: list[Listener]) -> None:
+    ports = {
+        kind: [listener.address[1] for listener in listeners if listener.tls == (kind == "tls")] for kind in ("plain", "tls")
+    }
+    print(json.dumps(ports), flush=True)
+
+
+path = Path(sys.argv[1])
+command = (sys.executable, str(Path(__file__).parent / "fake_child.py"))
+try:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(Supervisor(load_config(path), path, ready, command=command).run())
+except OperatorError as error:
+    print(error, file=sys.stderr)
+    code = getattr(error, "exit_code", 2)
+sys.exit(code)
