@@ -599,17 +599,20 @@ static uint32_t workers_to_wake_locked(const engine_partition *partition)
 
 void xks_engine_flush(xks_engine *engine)
 {
+    uint64_t still_queued = 0;
     while (engine->dirty != 0) {
         unsigned index = (unsigned)__builtin_ctzll(engine->dirty);
         engine_partition *partition = engine->partitions[index];
         engine->dirty &= engine->dirty - 1;
         pthread_mutex_lock(&partition->lock);
         uint32_t wake = workers_to_wake_locked(partition);
+        still_queued |= partition->queued > 0 ? (uint64_t)1 << index : 0;
         pthread_mutex_unlock(&partition->lock);
         for (uint32_t i = 0; i < wake; i++) {
             pthread_cond_signal(&partition->work);
         }
     }
+    engine->dirty = still_queued; /* looked at again by the next flush: the one worker of a fast token may have been stopped by it */
 }
 
 void xks_engine_complete(xks_engine *engine, xks_job *job, bool more_soon)

@@ -120,7 +120,8 @@ XKS_MUST_CHECK xks_status xks_engine_key_status(xks_engine *engine, uint32_t key
 /* The descriptor that becomes readable when completions wait. Owned by the engine. */
 int xks_engine_eventfd(const xks_engine *engine);
 
-/* Queue a job; workers are woken by the next _flush. On anything but XKS_OK the job stays the caller's:
+/* Queue a job; workers are woken by the next _flush. While jobs are out the loop flushes every few milliseconds, too, so that jobs behind
+ * a call that hangs find another worker. On anything but XKS_OK the job stays the caller's:
  * XKS_BUSY the queue is full; XKS_UNAVAILABLE no partition of the key's group is ready; XKS_NOT_FOUND no ready partition has the key. */
 XKS_MUST_CHECK xks_status xks_engine_submit(xks_engine *engine, xks_job *job);
 void xks_engine_flush(xks_engine *engine);

@@ -301,3 +301,21 @@ def test_a_token_that_would_reuse_ivs_is_refused_at_start(setup: Setup, profile:
     process = setup.start(ready=False)
     assert process.popen.wait(20) == 2
     assert said in process.log_file.read_text()
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_jobs_behind_it(setup: Setup, faults: Faults) -> None:
+    setup.config["partitions"]["p0"]["sessions"] = 2
+    with setup.running(), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        hung, other = setup.client(), setup.client()
+        for _ in range(50):
+            assert hung.call("encrypt").status == other.call("encrypt").status == 200
+        faults.set(delay_ms=700)
+        first = pool.submit(hung.call, "encrypt")
+        time.sleep(0.05)  # the call is inside the token now
+        faults.set()
+        began = time.monotonic()
+        assert other.call("encrypt").status == 200
+        assert time.monotonic() - began < 0.1
+        assert first.result().error == "DependencyTimeoutException"
+        hung.close()
+        other.close()

@@ -324,10 +324,12 @@ cdef class Pipeline:
             job = following
 
     def _sweep(self):
-        """While jobs are out: answer those past their deadline, and take completions whose wake-up is being held back."""
+        """While jobs are out: answer those past their deadline, take completions whose wake-up is being held back, and have jobs that
+        wait behind a call that hangs taken by another worker."""
         cdef uint64_t now
         cdef Exchange exchange
         self.on_completions()
+        API.engine_flush(self.engine)
         now = API.monotonic_ns()
         while self.pending:
             exchange = self.pending[0]
