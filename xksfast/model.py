@@ -47,6 +47,7 @@ class KeyStore(Value):
 
     uri_path_prefix: what stands before /kms/xks/v1: "" or "/payments".
     partition_group: name of the partition group, for `pkcs11` stores only.
+    allowed_principals: patterns ("*" for any run of characters) of the AWS principals that may use the keys; empty: all may.
     """
 
     name: str
@@ -57,6 +58,7 @@ class KeyStore(Value):
     blocked: bool = False
     credentials: tuple[Credential, ...] = ()
     keys: tuple[Key, ...] = ()
+    allowed_principals: tuple[str, ...] = ()
 
 
 class Snapshot(Value):

@@ -34,6 +34,9 @@ def health(setup: Setup, path: str, method: str = "GET") -> tuple[int, dict[str,
     return response.status, body
 
 
+SEALED = ("ciphertext", "initializationVector", "authenticationTag")
+
+
 class Flow:
     """Requests one after the other in a thread, until stopped; every answer that is not 200 is kept."""
 
@@ -213,6 +216,35 @@ def test_disabled_and_blocked_are_invalid_states(setup: Setup) -> None:
         reload(setup, process, 5)
         assert client.call("decrypt", document).status == 200
         client.close()
+
+
+@requirement(41, 87, 109, 142, 143, 144)
+def test_only_allowed_principals_use_the_keys_and_health_is_exempt(setup: Setup) -> None:
+    setup.stores["key_stores"]["one"]["allowed_principals"] = ["arn:aws:iam::111111111111:*", "AWS Internal"]
+    with setup.running() as process:
+        client = setup.client()
+        for principal, allowed in (
+            ("arn:aws:iam::111111111111:role/a", True),
+            ("AWS Internal", True),
+            ("arn:aws:iam::222222222222:role/a", False),
+            ("xarn:aws:iam::111111111111:role/a", False),
+            ("AWS Internals", False),
+        ):
+            for operation in ("metadata", "encrypt", "decrypt"):
+                document = client.valid(operation) if operation != "decrypt" else client.valid("encrypt")
+                document["requestMetadata"]["awsPrincipalArn"] = principal
+                if operation == "decrypt":
+                    document = {**client.decrypt_document(dict.fromkeys(SEALED, "AAAAAAAAAAAAAAAA")), **document}
+                    document["authenticationTag"] = "A" * 22 + "=="
+                answer = client.call(operation, document)
+                if allowed:
+                    assert answer.error in ("", "InvalidCiphertextException")
+                else:
+                    assert (answer.status, answer.error) == (403, "AccessDeniedException")
+        assert client.call("health").status == 200
+        client.close()
+        lines = wait_until(lambda: [line for line in process.events("request") if line["http_status"] == 403], "logged")
+    assert lines[0]["cause"] == "awsPrincipalArn matches none of allowed_principals"
 
 
 def test_a_state_file_with_faults_is_refused_whole_and_the_former_stays(setup: Setup) -> None:

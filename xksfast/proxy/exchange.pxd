@@ -15,6 +15,7 @@ cdef class Exchange:
     cdef ServedStore store
     cdef ServedKey key
     cdef object request_id          # kmsRequestId as sent, for the log; None before the body was read
+    cdef object principal           # awsPrincipalArn as sent; None before the body was read, and for GetHealthStatus
     cdef xks_job *job               # between submit and completion
     cdef uint64_t first_byte_ns     # CLOCK_MONOTONIC
     cdef uint64_t deadline_ns

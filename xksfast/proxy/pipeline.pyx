@@ -143,6 +143,11 @@ cdef class Pipeline:
         if exchange.operation == GET_HEALTH_STATUS:
             return self._answer(exchange, exchange.store.fleet.response)
         self._find_key(exchange, request)
+        if exchange.store.principals is not None and exchange.store.principals.fullmatch(exchange.principal) is None:
+            raise XksError(
+                XksErrorName.ACCESS_DENIED, "This AWS principal may not use the keys of this key store",
+                cause="awsPrincipalArn matches none of allowed_principals",
+            )
         if exchange.operation == GET_KEY_METADATA:
             return self._answer(exchange, exchange.key.metadata_response)
         self._check_key_and_limits(exchange)
@@ -169,6 +174,7 @@ cdef class Pipeline:
                 document = decode_health(body)
             else:
                 document = decode_metadata(body)
+                exchange.principal = document.request_metadata.aws_principal_arn
         except BODY_ERRORS as error:
             raise bodies.refusal(error) from None
         exchange.request_id = document.request_metadata.kms_request_id
@@ -181,6 +187,7 @@ cdef class Pipeline:
         except BODY_ERRORS as error:
             raise bodies.refusal(error) from None
         exchange.request_id = document.request_metadata.kms_request_id
+        exchange.principal = document.request_metadata.aws_principal_arn
         plaintext = document.plaintext
         aad = document.additional_authenticated_data
         job = self._take_job(exchange, aad, plaintext)
@@ -198,6 +205,7 @@ cdef class Pipeline:
         except BODY_ERRORS as error:
             raise bodies.refusal(error) from None
         exchange.request_id = document.request_metadata.kms_request_id
+        exchange.principal = document.request_metadata.aws_principal_arn
         ciphertext = document.ciphertext
         aad = document.additional_authenticated_data
         metadata = document.ciphertext_metadata

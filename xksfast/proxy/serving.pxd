@@ -27,6 +27,7 @@ cdef class ServedStore:
     cdef xks_sigv4_keyring *keyring
     cdef object keep_alive          # what owns `keyring`
     cdef readonly dict keys         # external key id as bytes -> ServedKey
+    cdef object principals          # compiled pattern of the AWS principals that may use the keys; None: all may
     cdef readonly object fleet      # the key source that answers for health
 
 

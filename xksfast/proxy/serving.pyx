@@ -9,7 +9,16 @@ from libc.stdint cimport uintptr_t
 
 from xksfast.wire.responses cimport json_response
 
+import re
+
 from xksfast.wire.responses import metadata_body
+
+
+def _any_of(patterns):
+    """One regular expression for patterns in which "*" stands for any run of characters; None when there are none."""
+    if not patterns:
+        return None
+    return re.compile("|".join(".*".join(re.escape(part) for part in pattern.split("*")) for pattern in patterns), re.DOTALL)
 
 
 cdef class ServedKey:
@@ -40,6 +49,7 @@ cdef class ServedStore:
         self.prefix = store.uri_path_prefix.encode("ascii")
         self.region = store.region
         self.blocked = store.blocked
+        self.principals = _any_of(store.allowed_principals)
         self.keyring = <xks_sigv4_keyring *><uintptr_t>keyring.address
         self.keep_alive = keyring
         self.keys = {(<ServedKey>key).external_key_id.encode("ascii"): key for key in keys}

@@ -63,6 +63,7 @@ class _Builder:
             key_source="local" if entry.is_local else "pkcs11",
             partition_group=entry.partition_group,
             blocked=entry.blocked,
+            allowed_principals=entry.allowed_principals,
             credentials=tuple(
                 self._credential(c.access_key_id, c.secret_access_key_file, entry.region) for c in entry.credentials
             ),

@@ -57,6 +57,7 @@ class StoreEntry(Entry, frozen=True):
     partition_group: str | None = None
     key_source: Literal["local", "pkcs11"] | None = None
     blocked: bool = False
+    allowed_principals: tuple[str, ...] = ()
     credentials: tuple[CredentialEntry, ...] = ()
     keys: dict[str, KeyEntry] = {}
 
