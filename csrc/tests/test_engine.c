@@ -15,6 +15,7 @@
 #define SECONDS(n) ((uint64_t)(n) * 1000000000U)
 
 typedef struct token {
+    char directory[64];
     const char *path;
     char parameters[512]; /* "" = none */
     const char *label;
@@ -33,7 +34,8 @@ static void run(const char *command)
 static token make_token(const char *kind)
 {
     token t = {0};
-    char directory[] = "/tmp/xksfast-test-XXXXXX", text[512];
+    char text[512], *directory = t.directory;
+    strcpy(directory, "/tmp/xksfast-test-XXXXXX");
     CHECK(mkdtemp(directory) != NULL);
     if (strcmp(kind, "softhsm") == 0) {
         snprintf(text, sizeof text, "echo 'directories.tokendir = %s' > %s/conf", directory, directory);
@@ -348,6 +350,9 @@ static void run_all(const char *kind)
     CASE(a_refused_pin_takes_the_partition_out_for_good);
     CASE(keys_come_and_go_while_jobs_run);
     xks_secret_free(t.pin);
+    char remove[80];
+    snprintf(remove, sizeof remove, "rm -rf %s", t.directory);
+    run(remove);
 }
 
 int main(int argc, char **argv)
