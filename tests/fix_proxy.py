@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 
 from tests.client import Client
-from tests.servers import Process, running_dev
+from tests.servers import Process, running_dev, started
 
 KEY_SOURCES = ("local", "softhsm", "nss")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Whatever a failed test left running is ended; children end with their supervisor."""
+    yield
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+            process.popen.wait(10)
 
 
 class RunningProxy:

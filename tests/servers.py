@@ -38,6 +38,9 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+started: list[Process] = []  # every server of this run, so that a failed test leaves none behind
+
+
 class Process:
     """A server process; output and log are files, so that nothing it prints is lost."""
 
@@ -53,6 +56,7 @@ class Process:
                 stderr=log,
                 env={**os.environ, **(environment or {})},
             )
+        started.append(self)
 
     @property
     def pid(self) -> int:
