@@ -35,6 +35,7 @@ static const xks_api API = {
     .engine_submit = xks_engine_submit,
     .engine_flush = xks_engine_flush,
     .engine_drain = xks_engine_drain,
+    .engine_outstanding = xks_engine_outstanding,
     .ckr_name = xks_ckr_name,
 
     .tls_new = xks_tls_new,

@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XKS_API_ABI 1
+#define XKS_API_ABI 2
 
 typedef struct xks_api {
     uint32_t abi;
@@ -45,6 +45,7 @@ typedef struct xks_api {
     xks_status (*engine_submit)(xks_engine *engine, xks_job *job);
     void (*engine_flush)(xks_engine *engine);
     xks_job *(*engine_drain)(xks_engine *engine);
+    uint32_t (*engine_outstanding)(const xks_engine *engine);
     const char *(*ckr_name)(unsigned long ckr);
 
     xks_status (*tls_new)(xks_tls_context *context, xks_tls **out);

@@ -158,9 +158,12 @@ xks_ckr_class xks_ckr_classify(CK_RV rv)
     case CKR_BUFFER_TOO_SMALL:
         return XKS_CKR_STALE_SESSION;
     case CKR_USER_NOT_LOGGED_IN:
+        return XKS_CKR_STALE_LOGIN;
     case CKR_KEY_HANDLE_INVALID:
     case CKR_OBJECT_HANDLE_INVALID:
-        return XKS_CKR_STALE_LOGIN;
+        return XKS_CKR_STALE_KEY;
+    case CKR_CRYPTOKI_NOT_INITIALIZED:
+        return XKS_CKR_MODULE_GONE;
     case CKR_PIN_INCORRECT:
     case CKR_PIN_INVALID:
     case CKR_PIN_LEN_RANGE:

@@ -18,6 +18,8 @@ typedef enum xks_ckr_class {
     XKS_CKR_NOT_PERMITTED,   /* the key's attributes forbid the operation */
     XKS_CKR_STALE_SESSION,   /* close the session, open another, try again */
     XKS_CKR_STALE_LOGIN,     /* log in again and find every handle anew, then try again */
+    XKS_CKR_STALE_KEY,       /* find the key anew, then try again; the login may be stale too */
+    XKS_CKR_MODULE_GONE,     /* the module is not initialised (any more): all its partitions are out */
     XKS_CKR_CONFIG,          /* the operator must mend it; trying again may lock the token */
     XKS_CKR_PARTITION_FAULT  /* the token or what leads to it failed */
 } xks_ckr_class;

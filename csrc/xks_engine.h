@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* xks_engine.h - the PKCS#11 key source: jobs in, completion list out, one eventfd wake for many.
+/* xks_engine.h - the PKCS#11 key source: jobs in, answered jobs out, one eventfd wake for many.
  *
  * Layer:   top (may include xks_router, xks_p11_*, xks_ckr, xks_job and everything below).
- * Memory:  the engine owns its modules, partitions, threads and key tables. Configuration is copied in. Jobs are borrowed
- *          between submit and drain.
- * Threads: one loop thread calls _submit, _flush and _drain. All other functions may be called from any other single thread.
+ * Memory:  the engine owns its modules, partitions, threads and key tables. Configuration is copied in. A submitted job is the
+ *          engine's until a job with its `owner` comes out of _drain: the same one, or one that stands in for it (a hedge that
+ *          won; a timeout while the job is inside a token). What comes out is the caller's to release.
+ * Threads: one loop thread calls _submit, _flush, _drain, _outstanding, _partition_status and _totals. _wait_settled may be
+ *          called from another thread, all else from any one thread at a time.
  *          Each partition has one keeper thread (login, keys, session copies, self-test, probes) and `sessions` session
- *          workers, each with a session of its own and one blocked call at most.
+ *          workers, each with a session of its own and one blocked call at most. A thread that hangs in a token is written off and
+ *          replaced, up to as many again.
  *          No call into a token is made with a mutex held, and none on the loop thread.
- * Fork:    the engine remembers its pid and refuses to work in a child.
+ * Time:    every job is answered by its deadline, give or take the interval between two calls of _drain: call it at least every
+ *          XKS_TICK_NS while _outstanding says that jobs are out. What comes back later is wiped.
+ * Fork:    the engine refuses to work in a child.
  */
 #ifndef XKS_ENGINE_H
 #define XKS_ENGINE_H
@@ -22,6 +27,15 @@
 
 #define XKS_NO_SLOT UINT64_MAX
 
+/* How often _drain must be called while jobs are out. */
+#define XKS_TICK_NS 4000000
+
+/* Durations of calls are counted in buckets: four per doubling, from 1 us; the last counts all above. */
+#define XKS_LATENCY_BUCKETS 80
+/* Different CK_RVs counted per partition; what does not fit is counted as XKS_OTHER_CKR. */
+#define XKS_COUNTED_CKRS 16
+#define XKS_OTHER_CKR 4294967295
+
 typedef struct xks_engine xks_engine;
 
 typedef struct xks_partition_config {
@@ -34,12 +48,23 @@ typedef struct xks_partition_config {
     const char *profile;            /* a name of xks_p11_quirks */
     uint32_t sessions;              /* 1..256 */
     const char *health_check_label; /* NULL: a session key is generated */
+    bool remote;                    /* at another site than this proxy: used when the local partitions have no room */
 } xks_partition_config;
 
 typedef struct xks_engine_config {
-    uint32_t max_queued;            /* jobs waiting over all partitions before submit answers XKS_BUSY */
+    uint32_t max_queued;            /* jobs waiting for a partition with room before submit answers XKS_BUSY */
     uint64_t probe_interval_ns;     /* health probe of each partition */
+    double retry_budget;            /* retries per job, on average, after a partition's fault */
+    double hedge_budget;            /* second calls per job, on average, beside one that is slow */
+    uint64_t seed;                  /* of the router's ties */
 } xks_engine_config;
+
+/* Where a CDIV's check decrypt runs. */
+typedef enum xks_verify_policy {
+    XKS_VERIFY_SAME = 0, /* on the partition that encrypted */
+    XKS_VERIFY_OTHER = 1 /* on another one of the group, so that each data key proves that both hold the same key; on the same one
+                            while no other can */
+} xks_verify_policy;
 
 typedef enum xks_partition_state {
     XKS_PARTITION_STARTING = 0,
@@ -47,6 +72,11 @@ typedef enum xks_partition_state {
     XKS_PARTITION_RECOVERING = 2, /* it served before; the keeper tries again by itself */
     XKS_PARTITION_REFUSED = 3     /* a fault of configuration (wrong PIN, no such token, IV reuse): never tried again */
 } xks_partition_state;
+
+typedef struct xks_ckr_count {
+    uint32_t ckr;
+    uint64_t count;
+} xks_ckr_count;
 
 typedef struct xks_partition_status {
     xks_partition_state state;
@@ -68,7 +98,44 @@ typedef struct xks_partition_status {
     uint64_t probe_duration_ns;
     unsigned long tag_failure_ckr;  /* learnt by the self-test */
     char iv_mode[24];               /* "caller", "returned_in_param", "appended_16", ... */
+    bool message_api;               /* PKCS#11 3.0 message-based encryption is used */
+    bool in_service;                /* the router gives it work: ready, breaker closed */
+    uint32_t lost_threads;          /* hung in a call for longer than a second */
+    uint32_t limit;                 /* calls that may be in flight */
+    double concurrency;             /* calls that it works on at once without queueing, estimated */
+    uint64_t median_ns;             /* of a call, tracked by the router */
+    uint64_t p95_ns;
+    uint64_t oldest_call_ns;        /* age of the oldest call in flight; 0: none */
+    double slow_start;              /* factor on its score while it comes back; 1: over */
+    char route_reason[24];          /* why a job would or would not go there now: "eligible", "out_of_service", "full", ... */
+    uint64_t firsts;                /* calls handed over, by purpose */
+    uint64_t retries;
+    uint64_t hedges;
+    uint64_t checks;
+    uint64_t faults;                /* of the partition */
+    uint64_t opens;                 /* of the breaker */
+    char last_open_reason[512];     /* why the breaker last opened, kept after it closed; "": never */
+    int64_t last_open_unix_s;
+    xks_ckr_count errors[XKS_COUNTED_CKRS]; /* failed calls by CK_RV; a count of 0 ends them */
+    uint64_t latency_counts[XKS_LATENCY_BUCKETS]; /* calls served, by duration */
 } xks_partition_status;
+
+/* What became of the jobs of an engine. */
+typedef struct xks_engine_totals {
+    uint64_t jobs;               /* submitted, refused ones included */
+    uint64_t answered;
+    uint64_t refused_busy;       /* at once: they could not have been answered in time */
+    uint64_t refused_unavailable;
+    uint64_t timeouts;           /* their deadline passed */
+    uint64_t retries;
+    uint64_t hedges;
+    uint64_t hedge_wins;
+    uint64_t late_results_wiped;
+    uint64_t checks_elsewhere;   /* check decrypts on another partition */
+    uint64_t failed_checks;
+    uint32_t waiting;            /* for a partition with room */
+    uint32_t in_flight;
+} xks_engine_totals;
 
 typedef enum xks_key_state {
     XKS_KEY_PENDING = 0,
@@ -76,7 +143,8 @@ typedef enum xks_key_state {
     XKS_KEY_ABSENT = 2,
     XKS_KEY_AMBIGUOUS = 3,  /* several secret keys carry the label */
     XKS_KEY_WRONG_TYPE = 4, /* not AES, or not 256 bits */
-    XKS_KEY_FAILED = 5      /* the token refused to tell; the keeper tries again */
+    XKS_KEY_FAILED = 5,     /* the token refused to tell; the keeper tries again */
+    XKS_KEY_DIFFERENT = 6   /* it is not the key that another partition of the group has under this label */
 } xks_key_state;
 
 typedef struct xks_key_status {
@@ -85,6 +153,7 @@ typedef struct xks_key_status {
     bool can_decrypt;
     bool extractable;
     bool session_copy;      /* operations use a session-object copy */
+    bool proven;            /* it decrypted what another partition of the group encrypted, or is what the others are held against */
     char reason[512];
 } xks_key_status;
 
@@ -99,7 +168,7 @@ XKS_MUST_CHECK xks_status xks_engine_add_module(xks_engine *engine, const char *
 XKS_MUST_CHECK xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_config *config,
                                                    uint32_t *partition, char *error);
 XKS_MUST_CHECK xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, size_t partition_count,
-                                               uint32_t *group, char *error);
+                                               xks_verify_policy verify, uint32_t *group, char *error);
 
 /* Starts keepers and workers, returns without waiting for the tokens. */
 XKS_MUST_CHECK xks_status xks_engine_start(xks_engine *engine, char *error);
@@ -113,20 +182,30 @@ void xks_engine_key_remove(xks_engine *engine, uint32_t key);
 /* Blocks until no partition is STARTING and none that is READY has a PENDING key, or XKS_TIMEOUT. Not for the loop thread. */
 XKS_MUST_CHECK xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns);
 
-/* No token is called by these: they copy what the keeper knows. */
+/* No token is called by these: they copy what the keepers and the router know. */
 XKS_MUST_CHECK xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, xks_partition_status *out);
 XKS_MUST_CHECK xks_status xks_engine_key_status(xks_engine *engine, uint32_t key, uint32_t partition, xks_key_status *out);
+void xks_engine_totals_read(const xks_engine *engine, xks_engine_totals *out);
+
+/* The bound of a latency bucket in ns: it counts what took at most this long, and longer than the bound before. */
+uint64_t xks_engine_latency_bound_ns(uint32_t bucket);
 
 /* The descriptor that becomes readable when completions wait. Owned by the engine. */
 int xks_engine_eventfd(const xks_engine *engine);
 
-/* Queue a job; workers are woken by the next _flush. While jobs are out the loop flushes every few milliseconds, too, so that jobs behind
- * a call that hangs find another worker. On anything but XKS_OK the job stays the caller's:
- * XKS_BUSY the queue is full; XKS_UNAVAILABLE no partition of the key's group is ready; XKS_NOT_FOUND no ready partition has the key. */
+/* Send a job on its way; workers are woken by the next _flush. On anything but XKS_OK the job stays the caller's:
+ * XKS_BUSY       too many wait, or it could not be answered in time: we are overloaded
+ * XKS_TIMEOUT    the deadline is too near, or the HSM does not answer at all
+ * XKS_UNAVAILABLE no partition of the key's group is in service
+ * XKS_NOT_FOUND  no partition in service has the key */
 XKS_MUST_CHECK xks_status xks_engine_submit(xks_engine *engine, xks_job *job);
 void xks_engine_flush(xks_engine *engine);
 
-/* All finished jobs, oldest first, linked by next; NULL when there are none. Also clears the eventfd. */
+/* All answered jobs, oldest first, linked by next; NULL when there are none. Also clears the eventfd, moves waiting jobs on, retries,
+ * hedges, and answers what is past its deadline. */
 xks_job *xks_engine_drain(xks_engine *engine);
+
+/* Jobs that are not answered yet, and calls whose job was answered without them. While it is not 0, drain every XKS_TICK_NS. */
+uint32_t xks_engine_outstanding(const xks_engine *engine);
 
 #endif

@@ -1,15 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* xks_engine_internal.h - what the three files of the engine share.
+/* xks_engine_internal.h - what the files of the engine share.
  *
- *   xks_engine.c         the handle, its tables, submit and drain (the loop thread's side)
- *   xks_engine_keeper.c  one thread per partition: login, self-test, keys, probes, recovery
- *   xks_engine_worker.c  one thread per session: a job at a time, completions, repairs of its own session
+ *   xks_engine.c           the handle: modules, partitions, groups, start and stop
+ *   xks_engine_keys.c      the key tables
+ *   xks_engine_status.c    what the keepers and the router know, for who asks
+ *   xks_engine_dispatch.c  the loop thread's side: where a job goes, waits, is retried, hedged, checked, timed out
+ *   xks_engine_queue.c     between the loop and the workers: a partition's queue, its idle workers, the completion list
+ *   xks_engine_worker.c    one thread per session: a job at a time, repairs of its own session
+ *   xks_engine_keeper.c    one thread per partition: login, self-test, probes, recovery
+ *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
  *
- * Locks: engine->lock guards the key and group tables; partition->lock guards all of a partition that is marked so; done_lock the
- * completion list. Order: engine->lock before partition->lock; done_lock is innermost. No lock is held across a call into a token.
+ * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
+ * module->lock who may reset a module. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is held across a call into
+ * a token. The loop thread's own state needs none.
  *
- * Epochs: the keeper logs in, finds keys and makes copies; each time it does, partition->epoch grows. A worker notes the epoch when it
- * takes a job's handle; a token that calls the handle or the login stale makes the worker ask for recovery of *that* epoch, once.
+ * Epochs: each login of the keeper makes partition->epoch grow, and every handle of an older epoch is forgotten. A worker notes the
+ * epoch when it takes a job; a token that calls the login stale makes the worker ask for recovery of *that* epoch, so that many workers
+ * cause one recovery.
+ *
+ * Service: a partition is in service while its state is READY. The router's breaker takes it out by asking the keeper for recovery; the
+ * keeper's probes bring it back. `down` is set once an attempt has failed: jobs wait for a partition that is out but not down, since
+ * it may be back within moments.
+ *
+ * Generations: an index of the key table is given to another key only when no copy of the former is left, and each key has a generation
+ * of its own that its jobs carry. A job can thus never meet another key's handle.
  */
 #ifndef XKS_ENGINE_INTERNAL_H
 #define XKS_ENGINE_INTERNAL_H
@@ -19,111 +33,192 @@
 #include "xks_p11_key.h"
 #include "xks_p11_self_test.h"
 #include "xks_p11_token.h"
+#include "xks_router.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
 #define XKS_MAX_MODULES 64
-#define XKS_MAX_PARTITIONS 64
+#define XKS_MAX_PARTITIONS XKS_ROUTER_MAX_PARTITIONS
 #define XKS_MAX_GROUPS 256
 #define XKS_MAX_SESSIONS 256
+#define XKS_MAX_LABEL_BYTES 255
+#define XKS_NO_KEY UINT32_MAX
+/* Key tables grow by chunks that never move, so that the loop thread reads them without a lock. */
+#define XKS_KEYS_PER_CHUNK 4096U
+#define XKS_MAX_KEY_CHUNKS 1024U
 /* A token whose call is shorter than this is not worth a thread per job: waking one costs more. */
 #define XKS_FAST_CALL_NS 20000
 /* The loop is woken for finished jobs at the latest this long after the first of them: about what a wake-up costs. */
 #define XKS_HELD_WAKE_NS 50000
 /* A fast worker without progress for this long is taken for blocked. */
 #define XKS_STALLED_NS 1000000
+/* A thread inside one call for this long is lost. */
+#define XKS_LOST_NS 1000000000U
 
-/* A key of the engine: what to look for. */
+typedef struct job_queue {
+    xks_job *head, *tail;
+} job_queue;
+
+/* A module of the engine. */
+typedef struct engine_module {
+    xks_p11_module p11;
+    pthread_mutex_t lock;
+    /* --- guarded by lock */
+    pthread_cond_t reset_over;
+    uint32_t keepers_inside;
+    bool resetting;
+} engine_module;
+
+/* What the partitions of a group must be able to decrypt with a key to prove that it is the same: see xks_engine_lookup.c. */
+typedef struct key_reference {
+    xks_p11_canary canary;
+    bool made;
+} key_reference;
+
+/* A key of the engine: what to look for. Guarded by engine->lock, but for what is atomic. */
 typedef struct engine_key {
     char *label;
     size_t label_len;
-    uint32_t group;
     uint32_t references; /* 0: free */
+    uint32_t next;       /* with references: the next key of the bucket; without: the next retired index */
+    uint32_t hash;
+    _Atomic uint32_t group_plus_one; /* 0: free */
+    _Atomic uint32_t generation;     /* odd while in use */
+    key_reference reference;
 } engine_key;
 
-/* The same key as one partition knows it. */
+/* The lists of keys that a keeper shall look at. */
+typedef enum key_list_name { URGENT_KEYS = 0, /* a job waits for it */ LISTED_KEYS = 1 } key_list_name;
+
+typedef struct key_list {
+    uint32_t head, tail; /* XKS_NO_KEY: empty */
+} key_list;
+
+/* The same key as one partition knows it. Guarded by partition->lock; state is also read without it, as a hint. */
 typedef struct partition_key {
-    xks_p11_key key;
-    xks_key_state state;
+    CK_OBJECT_HANDLE source, use;
+    uint32_t rv; /* for XKS_KEY_FAILED */
+    uint32_t generation;
+    uint32_t next[2]; /* by key_list_name */
+    _Atomic uint8_t state;
+    bool listed[2];
     bool wanted; /* the partition belongs to the key's group */
-    CK_RV rv;    /* for XKS_KEY_FAILED */
+    bool counted_pending; /* in keys_pending */
+    bool copied, can_encrypt, can_decrypt, extractable, proven;
 } partition_key;
 
 typedef struct engine_worker {
     struct engine_partition *partition;
     pthread_t thread;
-    bool started;
+    /* --- guarded by the partition's lock */
+    pthread_cond_t wake;
+    struct engine_worker *next_idle;
+    bool started, idle, woken, lost, exited;
+    bool resting;            /* the token has no session for it */
+    uint64_t busy_since_ns;  /* 0: not inside a token */
+    /* --- the worker's own */
     CK_SESSION_HANDLE session;
     bool session_open;
     uint32_t session_epoch;
     xks_random_pool random;
     xks_p11_scratch scratch;
     xks_p11_scratch check; /* plaintext of a check decrypt */
+    xks_p11_messages messages;
 } engine_worker;
+
+/* What the loop thread counts of a partition. */
+typedef struct partition_counters {
+    xks_ckr_count errors[XKS_COUNTED_CKRS];
+    uint64_t latency[XKS_LATENCY_BUCKETS];
+} partition_counters;
 
 typedef struct engine_partition {
     xks_engine *engine;
     uint32_t index;
     /* --- fixed after _start */
     char *name;
-    xks_p11_module *module;
+    engine_module *module;
+    const xks_p11_module *p11;
     char *token_label;
     char *token_serial;
     uint64_t slot_wanted;
     const xks_secret *pin;
     const xks_p11_profile *profile;
     uint32_t sessions;
+    bool remote;
     char *health_label;
-    engine_worker *workers;
+    engine_worker *workers; /* 2 x sessions: as many again for lost ones */
     pthread_t keeper;
     bool keeper_started;
+    /* --- the loop thread's own */
+    job_queue outbox; /* handed over since the last flush */
+    uint32_t outbox_count;
+    partition_counters counters;
     /* --- guarded by lock */
     pthread_mutex_t lock;
-    pthread_cond_t work;      /* workers wait for jobs or for READY */
     pthread_cond_t attention; /* the keeper waits for what is to do */
     _Atomic int state;        /* xks_partition_state; also read without the lock, as a hint */
+    _Atomic bool down;        /* not READY, and an attempt to bring it back has failed */
+    _Atomic bool hangs;       /* taken out since a call did not return */
     char reason[XKS_ERROR_TEXT_BYTES];
+    char last_open_reason[XKS_ERROR_TEXT_BYTES];
+    int64_t last_open_unix_s;
     xks_p11_token_info info;
     CK_SLOT_ID slot;
-    uint32_t epoch;
+    uint32_t epoch;           /* 0: never logged in */
+    uint32_t valid_epoch;     /* sessions of an older epoch are gone in the token: their handles may be somebody else's by now */
     bool recovery_wanted;
-    bool keys_pending;
-    xks_job *queue_head;
-    xks_job *queue_tail;
+    bool recovery_by_breaker; /* rather than by a stale login: pause, then several good probes */
+    bool login_in_doubt;      /* a handle was called stale: prove the login before a key is called absent */
+    bool module_gone;         /* the module says that it is not initialised, or nothing but resetting it is left to try */
+    bool keeper_session_gone; /* with the module's state: not to be closed */
+    bool frozen;              /* its module is being reset: no worker may enter it */
+    job_queue queue;
     uint32_t queued;
-    _Atomic uint32_t in_flight;
-    uint32_t idle_workers;
+    engine_worker *idle;      /* last in, first out: warm ones first */
     uint32_t running_workers;
+    uint32_t threads;         /* started and not exited */
+    uint32_t lost;
     uint32_t sessions_open;
+    uint32_t session_limit;   /* what the token allows us; UINT32_MAX: not met yet */
+    uint64_t retry_sessions_ns; /* when to try for more */
+    _Atomic uint32_t usable_sessions;
     uint64_t last_progress_ns;
     uint64_t service_ns; /* tracked time of one job */
-    uint32_t faults_in_row;
     uint64_t operations;
     uint64_t failures;
     uint64_t last_probe_ns;
     uint64_t last_good_probe_ns;
     uint64_t probe_duration_ns;
-    partition_key *keys; /* by key index */
-    uint32_t key_capacity;
+    partition_key *keys[XKS_MAX_KEY_CHUNKS]; /* by key index; chunks never move */
+    uint32_t keys_pending;                   /* wanted and XKS_KEY_PENDING */
+    uint32_t read_in_epoch;                  /* the token's keys were read as a whole */
+    key_list lists[2];
     CK_RV tag_failure;
+    bool message_api;
     xks_p11_canary canary;
     /* --- the keeper's own */
     CK_SESSION_HANDLE keeper_session;
     bool keeper_session_open;
+    uint32_t sweep_at;        /* the next key to revalidate */
     xks_random_pool random;
     xks_p11_scratch scratch;
 } engine_partition;
 
 typedef struct engine_group {
-    uint32_t *partitions;
+    uint64_t members, local; /* by bit */
     uint32_t count;
-    uint32_t turn; /* the loop thread's */
+    xks_verify_policy verify;
+    /* --- the loop thread's own */
+    xks_job *waiting_head, *waiting_tail;
+    uint32_t waiting;
 } engine_group;
 
 struct xks_engine {
     int64_t pid;
+    const volatile uint8_t *ours; /* a page that a fork wipes: 0 in a child */
     xks_engine_config config;
-    xks_p11_module modules[XKS_MAX_MODULES];
+    engine_module modules[XKS_MAX_MODULES];
     uint32_t module_count;
     engine_partition *partitions[XKS_MAX_PARTITIONS];
     uint32_t partition_count;
@@ -133,29 +228,115 @@ struct xks_engine {
     _Atomic bool stopping;
     pthread_mutex_t lock;
     pthread_cond_t settled; /* a partition's state or keys changed */
-    engine_key *keys;
-    uint32_t key_capacity;
-    _Atomic uint32_t queued; /* over all partitions */
-    uint64_t dirty;          /* the loop thread's: partitions with jobs submitted since the last flush, by bit */
+    engine_key *keys[XKS_MAX_KEY_CHUNKS];
+    _Atomic uint32_t key_capacity; /* indices that have a chunk */
+    uint32_t keys_used;            /* indices ever given out */
+    uint32_t *buckets;             /* bucket_count of them, by hash */
+    uint32_t bucket_count;
+    key_list retired;              /* indices whose key was removed, oldest first */
+    _Atomic uint64_t changes;      /* of any partition's state, sessions or keys */
+    /* --- the loop thread's own */
+    xks_router *router;
+    xks_job_pool *pool; /* hedges, checks and stand-ins */
+    uint64_t seen_changes;
+    uint64_t in_service; /* partitions, by bit */
+    uint64_t dirty;      /* partitions with jobs that were handed over, or that wait in their queue, by bit */
+    xks_job *calls_head, *calls_tail; /* jobs with a call in flight, oldest first */
+    uint32_t calls;
+    uint32_t waiting;
+    uint32_t unanswered;
+    uint64_t ticked_ns, looked_for_lost_ns;
+    job_queue answered;
+    xks_engine_totals totals;
+    _Atomic uint32_t queued; /* handed over, and not taken by a worker yet */
     /* --- completions */
     int eventfd;
     pthread_mutex_t done_lock;
-    xks_job *done_head;
-    xks_job *done_tail;
+    job_queue done;
     uint64_t first_unsignalled_ns;
     bool signalled;
+    _Atomic uint64_t signals_sent; /* writes to eventfd, decided on if not yet made */
+    uint64_t signals_seen;         /* the loop thread's */
 };
+
+static inline engine_key *xks_engine_key_at(const xks_engine *engine, uint32_t key)
+{
+    return &engine->keys[key / XKS_KEYS_PER_CHUNK][key % XKS_KEYS_PER_CHUNK];
+}
+
+static inline partition_key *xks_partition_key_at(const engine_partition *partition, uint32_t key)
+{
+    return &partition->keys[key / XKS_KEYS_PER_CHUNK][key % XKS_KEYS_PER_CHUNK];
+}
+
+static inline uint64_t xks_partition_bit(const engine_partition *partition)
+{
+    return (uint64_t)1 << partition->index;
+}
+
+/* --- xks_engine.c */
+
+/* A new thread for a lost or a new worker; false when none could be started. partition->lock is held. */
+bool xks_engine_start_worker_locked(engine_partition *partition);
+
+/* --- xks_engine_keys.c; partition->lock is held, unless it says otherwise */
+
+/* Set what a partition thinks of a key; keeps keys_pending right. */
+void xks_engine_set_key_locked(engine_partition *partition, uint32_t key, xks_key_state state);
+/* Have the keeper look at a key, and wake it. */
+void xks_engine_list_key_locked(engine_partition *partition, uint32_t key, key_list_name list);
+/* The next key to look at, those first that jobs wait for; XKS_NO_KEY when there is none. */
+uint32_t xks_engine_next_listed_locked(engine_partition *partition);
+/* After a login: every handle is forgotten and every wanted key PENDING. */
+void xks_engine_forget_handles_locked(engine_partition *partition);
+void xks_engine_free_keys(xks_engine *engine);
+/* The key of this label after `after` (XKS_NO_KEY: the first), of whatever group; engine->lock is held. */
+uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t after, const char *label, size_t len);
+
+/* --- xks_engine_status.c */
+
+/* Something changed that the loop, or who waits for the engine to settle, must look at. No lock is held. */
+void xks_engine_announce(xks_engine *engine);
+void xks_engine_count_call(engine_partition *partition, const xks_job *job);
+
+/* --- xks_engine_queue.c */
+
+void xks_engine_push(job_queue *queue, xks_job *job);
+xks_job *xks_engine_pop(job_queue *queue);
+/* Move all of `more` behind `queue`. */
+void xks_engine_append(job_queue *queue, job_queue *more);
+/* Append to the completion list; wake the loop unless `more_soon` says that another completion follows within moments. */
+void xks_engine_complete(xks_engine *engine, xks_job *job, bool more_soon);
+/* All completions, oldest first; clears the eventfd. */
+xks_job *xks_engine_take_completions(xks_engine *engine);
+/* Make the eventfd readable. */
+void xks_engine_wake_loop(xks_engine *engine);
+/* Wake one idle worker, or all of them. partition->lock is held. */
+bool xks_engine_wake_worker_locked(engine_partition *partition);
+void xks_engine_wake_all_workers_locked(engine_partition *partition);
+/* Have one worker that rests for want of a session try again; false when none rests. partition->lock is held. */
+bool xks_engine_end_rest_locked(engine_partition *partition);
+/* Complete the queued jobs that are past their deadline; with `all` every one. partition->lock is held. */
+void xks_engine_purge_locked(engine_partition *partition, bool all, const char *call, CK_RV rv);
+/* Write off workers that hang, start others in their place. Loop thread; partition->lock is held. */
+void xks_engine_replace_lost_locked(engine_partition *partition, uint64_t now);
+/* What usable_sessions is from the fields it follows; the loop is told of a change. partition->lock is held. */
+void xks_engine_count_sessions_locked(engine_partition *partition);
+
+/* --- threads */
 
 void *xks_engine_keeper_main(void *partition);
 void *xks_engine_worker_main(void *worker);
+/* Take the partition out of service and have the keeper bring it back: for the login of `epoch` (0: whatever it is). */
+void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch, bool by_breaker, const char *reason);
 
-/* Append to the completion list; wake the loop unless `more_soon` says that another completion follows within moments. */
-void xks_engine_complete(xks_engine *engine, xks_job *job, bool more_soon);
+/* --- xks_engine_lookup.c; the keeper's thread only, no lock held */
 
-/* Everybody who waits for the engine to settle looks again. */
-void xks_engine_announce(xks_engine *engine);
-
-/* Complete, as XKS_TIMEOUT, jobs past their deadline; with `all` every job, as `status`. */
-void xks_engine_purge_locked(engine_partition *partition, bool all, xks_status status);
+/* Whether the keeper's session is a logged-in user's, where there is a PIN. CKR_OK, CKR_USER_NOT_LOGGED_IN, or the token's code. */
+CK_RV xks_engine_login_check(engine_partition *partition);
+/* Look at listed keys for about this long. CKR_OK, or the code by which the token called our session or login stale. */
+CK_RV xks_engine_look_for_keys(engine_partition *partition, uint64_t at_most_ns);
+/* Revalidate keys from sweep_at on for about this long. Results as above. */
+CK_RV xks_engine_sweep_keys(engine_partition *partition, uint64_t at_most_ns);
 
 #endif

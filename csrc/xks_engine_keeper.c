@@ -9,9 +9,20 @@
 #include <string.h>
 #include <time.h>
 
+/* Between attempts to bring a partition back. */
 #define FIRST_PAUSE_NS 100000000U
 #define LONGEST_PAUSE_NS 1000000000U
-#define PURGE_INTERVAL_NS 50000000U
+/* After the breaker opened: this many good probes in a row, this far apart. */
+#define GOOD_PROBES 3
+#define BETWEEN_PROBES_NS 10000000U
+/* A session that fails its probes this often in a row is given up for a new one, with a new login. */
+#define PROBES_PER_SESSION 3
+/* Failed logins in a row before the module itself is reset, if all its partitions are down. */
+#define ATTEMPTS_UNTIL_RESET 3
+/* Time for keys: before the partition serves, between two looks at what else is to do, and for those known already per probe. */
+#define FIRST_KEYS_NS 250000000U
+#define KEYS_SLICE_NS 100000000U
+#define SWEEP_SLICE_NS 20000000U
 
 /* --- waiting */
 
@@ -31,27 +42,65 @@ static void set_state(engine_partition *partition, xks_partition_state state, co
 {
     pthread_mutex_lock(&partition->lock);
     atomic_store(&partition->state, (int)state);
+    atomic_store(&partition->down, state != XKS_PARTITION_READY);
+    if (state == XKS_PARTITION_READY) {
+        atomic_store(&partition->hangs, false);
+    }
     snprintf(partition->reason, sizeof partition->reason, "%s", reason);
     if (state == XKS_PARTITION_REFUSED) {
-        xks_engine_purge_locked(partition, true, XKS_UNAVAILABLE);
+        xks_engine_purge_locked(partition, true, "the partition is refused", CKR_OK);
     }
-    pthread_cond_broadcast(&partition->work);
+    xks_engine_count_sessions_locked(partition);
+    xks_engine_wake_all_workers_locked(partition);
     pthread_mutex_unlock(&partition->lock);
     xks_engine_announce(partition->engine);
 }
 
-/* --- bringing a partition up */
-
-static void close_keeper_session(engine_partition *partition)
+void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch, bool by_breaker, const char *reason)
 {
-    if (partition->keeper_session_open) {
-        (void)partition->module->f->C_CloseSession(partition->keeper_session); /* its session objects go with it */
-        partition->keeper_session_open = false;
+    if ((epoch != 0 && partition->epoch != epoch) || atomic_load(&partition->state) != XKS_PARTITION_READY) {
+        return;
     }
+    atomic_store(&partition->state, XKS_PARTITION_RECOVERING);
+    partition->recovery_wanted = true;
+    partition->recovery_by_breaker = by_breaker;
+    snprintf(partition->reason, sizeof partition->reason, "%s%s", by_breaker ? "" : "the login was lost: ", reason);
+    if (by_breaker) {
+        snprintf(partition->last_open_reason, sizeof partition->last_open_reason, "%s", reason);
+        partition->last_open_unix_s = xks_unix_seconds();
+    }
+    pthread_cond_signal(&partition->attention);
+    atomic_fetch_add(&partition->engine->changes, 1);
 }
 
-static xks_status call_failed(const char *call, CK_RV rv, char *error)
+/* --- bringing a partition up */
+
+/* Close the keeper's session; its session objects go with it. When the token does not know it any more, it knows none of the older
+ * sessions either, and their handles may be given out again: then nobody closes them. */
+static void close_keeper_session(engine_partition *partition)
 {
+    CK_SESSION_INFO info;
+    if (!partition->keeper_session_open) {
+        return;
+    }
+    CK_RV rv = partition->p11->f->C_GetSessionInfo(partition->keeper_session, &info);
+    if (rv == CKR_OK) {
+        (void)partition->p11->f->C_CloseSession(partition->keeper_session);
+    } else {
+        pthread_mutex_lock(&partition->lock);
+        partition->valid_epoch = partition->epoch + 1;
+        pthread_mutex_unlock(&partition->lock);
+    }
+    partition->keeper_session_open = false;
+}
+
+static xks_status call_failed(engine_partition *partition, const char *call, CK_RV rv, char *error)
+{
+    if (rv == CKR_CRYPTOKI_NOT_INITIALIZED) {
+        pthread_mutex_lock(&partition->lock);
+        partition->module_gone = true;
+        pthread_mutex_unlock(&partition->lock);
+    }
     snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: %s (0x%lx)", call, xks_ckr_name(rv), rv);
     return xks_ckr_classify(rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;
 }
@@ -61,10 +110,10 @@ static xks_status find_health_key(engine_partition *partition, CK_OBJECT_HANDLE 
 {
     if (partition->health_label != NULL) {
         xks_p11_key key;
-        xks_p11_key_verdict verdict = xks_p11_key_find(partition->module, partition->keeper_session, partition->health_label,
+        xks_p11_key_verdict verdict = xks_p11_key_find(partition->p11, partition->keeper_session, partition->health_label,
                                                        strlen(partition->health_label), &key);
         if (verdict == XKS_P11_KEY_UNREADABLE) {
-            return call_failed("C_FindObjects", key.rv, error);
+            return call_failed(partition, "C_FindObjects", key.rv, error);
         }
         if (verdict != XKS_P11_KEY_FOUND || !key.can_encrypt || !key.can_decrypt) {
             snprintf(error, XKS_ERROR_TEXT_BYTES,
@@ -86,9 +135,53 @@ static xks_status find_health_key(engine_partition *partition, CK_OBJECT_HANDLE 
         {CKA_TOKEN, &no, sizeof no},           {CKA_ENCRYPT, &yes, sizeof yes},     {CKA_DECRYPT, &yes, sizeof yes},
         {CKA_SENSITIVE, &yes, sizeof yes},     {CKA_EXTRACTABLE, &no, sizeof no},
     };
-    CK_RV rv = partition->module->f->C_GenerateKey(partition->keeper_session, &generate, template,
+    CK_RV rv = partition->p11->f->C_GenerateKey(partition->keeper_session, &generate, template,
                                                    sizeof template / sizeof template[0], handle);
-    return rv == CKR_OK ? XKS_OK : call_failed("C_GenerateKey (session key for health checks)", rv, error);
+    return rv == CKR_OK ? XKS_OK : call_failed(partition, "C_GenerateKey (session key for health checks)", rv, error);
+}
+
+/* Message-based calls are tried on a session of their own: one that refuses them may be left in any state. */
+static bool try_message_api(engine_partition *partition, CK_SLOT_ID slot, CK_OBJECT_HANDLE health_key)
+{
+    CK_SESSION_HANDLE session;
+    if (partition->p11->f3 == NULL || partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK) {
+        return false;
+    }
+    xks_p11_gcm gcm = {partition->p11, session, health_key, partition->profile->iv_mode, NULL};
+    bool works = xks_p11_message_self_test(&gcm, &partition->random, &partition->scratch);
+    (void)partition->p11->f->C_CloseSession(session);
+    return works;
+}
+
+/* Claim the token. False when another partition is the same one: both would count its sessions and load twice, and no second HSM would
+ * be there. */
+static bool claim(engine_partition *partition, const xks_p11_token_info *info, char *error)
+{
+    xks_engine *engine = partition->engine;
+    const engine_partition *twin = NULL;
+    pthread_mutex_lock(&engine->lock);
+    for (uint32_t i = 0; i < engine->partition_count && twin == NULL && info->serial[0] != '\0'; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other != partition) {
+            pthread_mutex_lock(&other->lock);
+            bool same = strcmp(other->info.serial, info->serial) == 0 && strcmp(other->info.label, info->label) == 0 &&
+                        strcmp(other->info.manufacturer, info->manufacturer) == 0 && strcmp(other->info.model, info->model) == 0;
+            twin = same ? other : NULL;
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    if (twin == NULL) {
+        pthread_mutex_lock(&partition->lock);
+        partition->info = *info;
+        pthread_mutex_unlock(&partition->lock);
+    } else {
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "partition %.64s is the same token as partition %.64s ('%s', serial number %s): remove one of them, and give the other "
+                 "as many sessions as both had",
+                 partition->name, twin->name, info->label, info->serial);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return twin == NULL;
 }
 
 /* Find the token, log in, prove it, and let the workers in under a new epoch. */
@@ -102,150 +195,44 @@ static xks_status bring_up(engine_partition *partition, char *error)
     CK_RV tag_failure;
 
     close_keeper_session(partition);
-    xks_status status = xks_p11_token_find(partition->module, &name, &slot, &info, error);
+    xks_status status = xks_p11_token_find(partition->p11, &name, &slot, &info, error);
     if (status != XKS_OK) {
         return status;
     }
-    CK_RV rv = partition->module->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &partition->keeper_session);
+    if (!claim(partition, &info, error)) {
+        return XKS_CONFIG;
+    }
+    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &partition->keeper_session);
     if (rv != CKR_OK) {
-        return call_failed("C_OpenSession", rv, error);
+        return call_failed(partition, "C_OpenSession", rv, error);
     }
     partition->keeper_session_open = true;
-    status = xks_p11_token_login(partition->module, partition->keeper_session, partition->pin, partition->profile, error);
+    status = xks_p11_token_login(partition->p11, partition->keeper_session, partition->pin, partition->profile, error);
     if (status == XKS_OK) {
         status = find_health_key(partition, &health_key, error);
     }
     if (status != XKS_OK) {
         return status;
     }
-    xks_p11_gcm gcm = {partition->module, partition->keeper_session, health_key, partition->profile->iv_mode};
+    xks_p11_gcm gcm = {partition->p11, partition->keeper_session, health_key, partition->profile->iv_mode, NULL};
     status = xks_p11_self_test(&gcm, &partition->random, &partition->scratch, &canary, &tag_failure, error);
     if (status != XKS_OK) {
         return status;
     }
+    bool message_api = try_message_api(partition, slot, health_key);
     pthread_mutex_lock(&partition->lock);
-    partition->info = info;
     partition->slot = slot;
     partition->canary = canary;
     partition->tag_failure = tag_failure;
+    partition->message_api = message_api;
     partition->epoch++;
-    partition->faults_in_row = 0;
     partition->recovery_wanted = false;
+    partition->login_in_doubt = false;
+    partition->module_gone = false;
     partition->last_probe_ns = partition->last_good_probe_ns = xks_monotonic_ns();
-    for (uint32_t i = 0; i < partition->key_capacity; i++) {
-        partition->keys[i].key.copied = false; /* it went with the session that held it */
-        if (partition->keys[i].wanted) {
-            partition->keys[i].state = XKS_KEY_PENDING;
-            partition->keys_pending = true;
-        }
-    }
+    xks_engine_forget_handles_locked(partition);
     pthread_mutex_unlock(&partition->lock);
     return XKS_OK;
-}
-
-/* --- keys */
-
-/* The label of key `index` into text; false when it is not wanted (any more). Takes both locks, in order. */
-static bool pending_label(engine_partition *partition, uint32_t index, char text[256], size_t *len)
-{
-    xks_engine *engine = partition->engine;
-    bool wanted = false;
-    pthread_mutex_lock(&engine->lock);
-    pthread_mutex_lock(&partition->lock);
-    if (index < partition->key_capacity && partition->keys[index].wanted &&
-        (partition->keys[index].state == XKS_KEY_PENDING || partition->keys[index].state == XKS_KEY_FAILED ||
-         partition->keys[index].state == XKS_KEY_ABSENT)) {
-        memcpy(text, engine->keys[index].label, engine->keys[index].label_len);
-        *len = engine->keys[index].label_len;
-        wanted = true;
-    }
-    pthread_mutex_unlock(&partition->lock);
-    pthread_mutex_unlock(&engine->lock);
-    return wanted;
-}
-
-static xks_key_state state_of(xks_p11_key_verdict verdict)
-{
-    switch (verdict) {
-    case XKS_P11_KEY_FOUND: return XKS_KEY_USABLE;
-    case XKS_P11_KEY_ABSENT: return XKS_KEY_ABSENT;
-    case XKS_P11_KEY_AMBIGUOUS: return XKS_KEY_AMBIGUOUS;
-    case XKS_P11_KEY_WRONG_TYPE: return XKS_KEY_WRONG_TYPE;
-    case XKS_P11_KEY_UNREADABLE: break;
-    }
-    return XKS_KEY_FAILED;
-}
-
-static void find_key(engine_partition *partition, uint32_t index)
-{
-    char label[256];
-    size_t len;
-    xks_p11_key key;
-    if (!pending_label(partition, index, label, &len)) {
-        return;
-    }
-    xks_p11_key_verdict verdict = xks_p11_key_find(partition->module, partition->keeper_session, label, len, &key);
-    if (verdict == XKS_P11_KEY_FOUND && partition->profile->session_copy) {
-        xks_p11_key_copy(partition->module, partition->keeper_session, &key);
-    }
-    pthread_mutex_lock(&partition->lock);
-    bool still_wanted = index < partition->key_capacity && partition->keys[index].wanted;
-    if (still_wanted) {
-        partition->keys[index].key = key;
-        partition->keys[index].rv = key.rv;
-        partition->keys[index].state = state_of(verdict);
-    }
-    pthread_mutex_unlock(&partition->lock);
-    if (!still_wanted) {
-        xks_p11_key_drop(partition->module, partition->keeper_session, &key);
-    }
-}
-
-/* Look for every key that is not known yet. */
-static void find_pending_keys(engine_partition *partition)
-{
-    pthread_mutex_lock(&partition->lock);
-    partition->keys_pending = false;
-    uint32_t capacity = partition->key_capacity;
-    pthread_mutex_unlock(&partition->lock);
-    for (uint32_t i = 0; i < capacity && !stopping(partition); i++) {
-        find_key(partition, i);
-    }
-    xks_engine_announce(partition->engine);
-}
-
-/* Copies of keys that nobody wants any more are destroyed; keys deleted on the token stop being served. */
-static void revalidate_keys(engine_partition *partition)
-{
-    for (uint32_t i = 0; !stopping(partition); i++) {
-        pthread_mutex_lock(&partition->lock);
-        if (i >= partition->key_capacity) {
-            pthread_mutex_unlock(&partition->lock);
-            return;
-        }
-        partition_key known = partition->keys[i];
-        if (!known.wanted && known.key.copied) {
-            partition->keys[i].key.copied = false;
-            partition->keys[i].state = XKS_KEY_PENDING;
-        }
-        pthread_mutex_unlock(&partition->lock);
-        if (!known.wanted) {
-            xks_p11_key_drop(partition->module, partition->keeper_session, &known.key);
-        } else if (known.state == XKS_KEY_USABLE) {
-            if (xks_p11_key_still_there(partition->module, partition->keeper_session, &known.key) != XKS_P11_KEY_ABSENT) {
-                continue;
-            }
-            pthread_mutex_lock(&partition->lock);
-            if (partition->keys[i].wanted && partition->keys[i].key.source == known.key.source) {
-                partition->keys[i].state = XKS_KEY_ABSENT;
-                partition->keys[i].key.copied = false;
-            }
-            pthread_mutex_unlock(&partition->lock);
-            xks_p11_key_drop(partition->module, partition->keeper_session, &known.key);
-        } else {
-            find_key(partition, i); /* it may have been created meanwhile */
-        }
-    }
 }
 
 /* --- health */
@@ -255,13 +242,11 @@ static CK_RV probe(engine_partition *partition)
 {
     xks_p11_failure failure = {0};
     xks_p11_canary canary = partition->canary; /* written by this thread only */
-    uint8_t text[XKS_CANARY_BYTES] = {0}, out[XKS_CANARY_BYTES + 32];
-    xks_p11_gcm gcm = {partition->module, partition->keeper_session, canary.key, partition->profile->iv_mode};
     uint64_t began = xks_monotonic_ns();
-    CK_RV rv = xks_p11_gcm_encrypt(&gcm, &partition->random, (xks_span){text, 0}, (xks_span){text, sizeof text}, out, canary.iv,
-                                   &canary.iv_len, canary.tag, &failure);
+    xks_p11_gcm gcm = {partition->p11, partition->keeper_session, canary.key, partition->profile->iv_mode, NULL};
+    CK_RV rv = xks_p11_canary_make(&gcm, &partition->random, &canary, &failure);
     if (rv == CKR_OK) {
-        rv = xks_p11_canary_check(&gcm, &partition->scratch, &partition->canary, &failure);
+        rv = xks_p11_canary_check(&gcm, &partition->scratch, &canary, &failure);
     }
     uint64_t ended = xks_monotonic_ns();
     pthread_mutex_lock(&partition->lock);
@@ -269,8 +254,8 @@ static CK_RV probe(engine_partition *partition)
     partition->probe_duration_ns = ended - began;
     if (rv == CKR_OK) {
         partition->last_good_probe_ns = ended;
-        partition->faults_in_row = 0;
     } else {
+        partition->module_gone = partition->module_gone || rv == CKR_CRYPTOKI_NOT_INITIALIZED;
         snprintf(partition->reason, sizeof partition->reason, "health probe: %s: %s (0x%lx)", failure.call,
                  xks_ckr_name(failure.rv), failure.rv);
     }
@@ -278,86 +263,259 @@ static CK_RV probe(engine_partition *partition)
     return rv;
 }
 
-/* READY: probe, look after keys, until recovery is wanted or the engine stops. */
+/* A call of the keeper's own failed. What the token has forgotten is set up anew at once; after any other fault it must prove itself. */
+static void out_of_service(engine_partition *partition, const char *what, CK_RV rv)
+{
+    char reason[XKS_ERROR_TEXT_BYTES];
+    xks_ckr_class class = xks_ckr_classify(rv);
+    bool forgot = class == XKS_CKR_STALE_SESSION || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_STALE_KEY ||
+                  class == XKS_CKR_MODULE_GONE;
+    snprintf(reason, sizeof reason, "%s: %s (0x%lx)", what, xks_ckr_name(rv), rv);
+    pthread_mutex_lock(&partition->lock);
+    partition->module_gone = partition->module_gone || class == XKS_CKR_MODULE_GONE;
+    atomic_store(&partition->down, !forgot);
+    xks_engine_ask_recovery_locked(partition, 0, !forgot, reason);
+    pthread_mutex_unlock(&partition->lock);
+    xks_engine_announce(partition->engine);
+}
+
+static bool has_listed_keys(const engine_partition *partition)
+{
+    return partition->lists[URGENT_KEYS].head != XKS_NO_KEY || partition->lists[LISTED_KEYS].head != XKS_NO_KEY;
+}
+
+/* The login is proven before anything is looked for after a handle was called stale. */
+static CK_RV look_for_keys(engine_partition *partition, uint64_t at_most_ns)
+{
+    pthread_mutex_lock(&partition->lock);
+    bool doubt = partition->login_in_doubt;
+    partition->login_in_doubt = false;
+    pthread_mutex_unlock(&partition->lock);
+    CK_RV rv = doubt ? xks_engine_login_check(partition) : CKR_OK;
+    if (rv == CKR_OK) {
+        rv = xks_engine_look_for_keys(partition, at_most_ns);
+    }
+    xks_engine_announce(partition->engine);
+    return rv;
+}
+
+/* READY: probe, look after keys and sessions, until recovery is wanted or the engine stops. */
 static void keep_ready(engine_partition *partition)
 {
     uint64_t interval = partition->engine->config.probe_interval_ns;
     uint64_t next_probe = xks_monotonic_ns() + interval;
     while (!stopping(partition)) {
         pthread_mutex_lock(&partition->lock);
-        while (!stopping(partition) && !partition->recovery_wanted && !partition->keys_pending &&
+        while (!stopping(partition) && !partition->recovery_wanted && !has_listed_keys(partition) &&
                xks_monotonic_ns() < next_probe) {
             wait_locked(partition, next_probe);
         }
-        bool recover = partition->recovery_wanted, look = partition->keys_pending;
+        bool recover = partition->recovery_wanted, look = has_listed_keys(partition);
+        if (partition->retry_sessions_ns != 0 && xks_monotonic_ns() > partition->retry_sessions_ns) {
+            partition->retry_sessions_ns = 0;
+            (void)xks_engine_end_rest_locked(partition);
+        }
         pthread_mutex_unlock(&partition->lock);
         if (recover || stopping(partition)) {
             return;
         }
-        if (look) {
-            find_pending_keys(partition);
-        }
-        if (xks_monotonic_ns() >= next_probe) {
-            if (probe(partition) != CKR_OK) {
-                return; /* bring it up anew */
+        CK_RV rv = look ? look_for_keys(partition, KEYS_SLICE_NS) : CKR_OK;
+        const char *what = "looking for keys";
+        if (rv == CKR_OK && xks_monotonic_ns() >= next_probe) {
+            rv = probe(partition);
+            what = "health probe";
+            if (rv == CKR_OK) {
+                rv = xks_engine_sweep_keys(partition, SWEEP_SLICE_NS);
+                what = "revalidating keys";
+                xks_engine_announce(partition->engine);
             }
-            revalidate_keys(partition);
             next_probe = xks_monotonic_ns() + interval;
+        }
+        if (rv != CKR_OK) {
+            out_of_service(partition, what, rv);
         }
     }
 }
 
-/* Between two attempts: keep answering jobs whose time is over. */
-static void pause_between_attempts(engine_partition *partition, uint64_t pause_ns)
+/* --- recovery */
+
+static void pause_for(engine_partition *partition, uint64_t pause_ns)
 {
     uint64_t until = xks_monotonic_ns() + pause_ns;
     pthread_mutex_lock(&partition->lock);
-    while (!stopping(partition)) {
-        uint64_t now = xks_monotonic_ns();
-        xks_engine_purge_locked(partition, false, XKS_TIMEOUT);
-        if (now >= until) {
-            break;
-        }
-        wait_locked(partition, now + PURGE_INTERVAL_NS < until ? now + PURGE_INTERVAL_NS : until);
+    while (!stopping(partition) && xks_monotonic_ns() < until) {
+        wait_locked(partition, until);
     }
     pthread_mutex_unlock(&partition->lock);
+}
+
+/* A pause that is not the same for every worker process: 75 to 125 %. */
+static void jittered_pause(engine_partition *partition, uint64_t pause_ns)
+{
+    uint8_t random = 128;
+    (void)!xks_random_draw(&partition->random, &random, 1);
+    pause_for(partition, pause_ns * 3 / 4 + pause_ns / 2 * random / 255);
+}
+
+/* A breaker opened, the login stands: good probes in a row close it. False when the session is to be given up. */
+static bool probe_until_good(engine_partition *partition)
+{
+    uint64_t pause = FIRST_PAUSE_NS;
+    uint32_t good = 0, bad = 0;
+    jittered_pause(partition, pause);
+    while (!stopping(partition) && bad < PROBES_PER_SESSION) {
+        CK_RV rv = probe(partition);
+        xks_ckr_class class = xks_ckr_classify(rv);
+        if (rv == CKR_OK && ++good == GOOD_PROBES) {
+            return true;
+        }
+        if (class == XKS_CKR_STALE_SESSION || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_STALE_KEY ||
+            class == XKS_CKR_MODULE_GONE) {
+            return false;
+        }
+        if (rv == CKR_OK) {
+            pause_for(partition, BETWEEN_PROBES_NS);
+            continue;
+        }
+        good = 0;
+        bad++;
+        pause = pause * 2 < LONGEST_PAUSE_NS ? pause * 2 : LONGEST_PAUSE_NS;
+        jittered_pause(partition, pause);
+    }
+    return false;
+}
+
+/* C_Finalize takes every session of every partition of the module, so it is the last resort: when all of them are down, and no thread
+ * is inside. True when the module was reset. */
+static bool reset_module(engine_partition *partition)
+{
+    engine_module *module = partition->module;
+    xks_engine *engine = partition->engine;
+    char error[XKS_ERROR_TEXT_BYTES];
+    pthread_mutex_lock(&module->lock);
+    bool alone = !module->resetting && module->keepers_inside == 0;
+    for (uint32_t i = 0; i < engine->partition_count && alone; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other->module == module) {
+            pthread_mutex_lock(&other->lock);
+            alone = atomic_load(&other->down) && atomic_load(&other->state) != XKS_PARTITION_READY && other->running_workers == 0;
+            other->frozen = alone;
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    module->resetting = alone;
+    pthread_mutex_unlock(&module->lock);
+    xks_status status = alone ? xks_p11_module_reset(&partition->module->p11, error) : XKS_UNAVAILABLE;
+    pthread_mutex_lock(&module->lock);
+    for (uint32_t i = 0; i < engine->partition_count; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other->module == module) {
+            pthread_mutex_lock(&other->lock);
+            other->frozen = false;
+            if (status == XKS_OK) {
+                other->valid_epoch = other->epoch + 1;
+                other->keeper_session_gone = true;
+            }
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    module->resetting = false;
+    pthread_cond_broadcast(&module->reset_over);
+    pthread_mutex_unlock(&module->lock);
+    return status == XKS_OK;
+}
+
+/* bring_up, while no other keeper resets the module. */
+static xks_status try_to_bring_up(engine_partition *partition, char *error)
+{
+    engine_module *module = partition->module;
+    pthread_mutex_lock(&module->lock);
+    while (module->resetting && !stopping(partition)) {
+        pthread_cond_wait(&module->reset_over, &module->lock);
+    }
+    module->keepers_inside++;
+    pthread_mutex_unlock(&module->lock);
+    pthread_mutex_lock(&partition->lock);
+    if (partition->keeper_session_gone) {
+        partition->keeper_session_gone = partition->keeper_session_open = false;
+    }
+    pthread_mutex_unlock(&partition->lock);
+    xks_status status = bring_up(partition, error);
+    pthread_mutex_lock(&module->lock);
+    module->keepers_inside--;
+    pthread_mutex_unlock(&module->lock);
+    return status;
+}
+
+/* Attempts until the partition is up. XKS_CONFIG: it is refused, and `error` says why. */
+static xks_status bring_up_until_good(engine_partition *partition, bool served, char *error)
+{
+    uint64_t pause = FIRST_PAUSE_NS;
+    for (uint32_t failed = 0; !stopping(partition);) {
+        error[0] = '\0';
+        xks_status status = try_to_bring_up(partition, error);
+        if (status == XKS_OK) {
+            return XKS_OK;
+        }
+        /* A partition that served before is tried again whatever it says, but for a refused PIN. */
+        bool pin_refused = strncmp(error, "C_Login", 7) == 0 && status == XKS_CONFIG;
+        if (status == XKS_CONFIG && (!served || pin_refused)) {
+            return XKS_CONFIG;
+        }
+        set_state(partition, XKS_PARTITION_RECOVERING, error);
+        failed++;
+        pthread_mutex_lock(&partition->lock);
+        bool gone = partition->module_gone;
+        pthread_mutex_unlock(&partition->lock);
+        if ((gone || failed >= ATTEMPTS_UNTIL_RESET) && reset_module(partition)) {
+            failed = 0;
+            continue;
+        }
+        jittered_pause(partition, pause);
+        pause = pause * 2 < LONGEST_PAUSE_NS ? pause * 2 : LONGEST_PAUSE_NS;
+    }
+    return XKS_UNAVAILABLE;
+}
+
+/* The breaker's recovery keeps the login and every handle, if the probes are good. */
+static bool recover_without_login(engine_partition *partition)
+{
+    pthread_mutex_lock(&partition->lock);
+    bool by_breaker = partition->recovery_wanted && partition->recovery_by_breaker;
+    partition->recovery_wanted = false;
+    pthread_mutex_unlock(&partition->lock);
+    return by_breaker && probe_until_good(partition);
 }
 
 void *xks_engine_keeper_main(void *argument)
 {
     engine_partition *partition = argument;
     char error[XKS_ERROR_TEXT_BYTES];
-    uint64_t pause_ns = FIRST_PAUSE_NS;
     bool served = false;
     xks_random_pool_init(&partition->random);
     while (!stopping(partition)) {
-        error[0] = '\0';
-        xks_status status = bring_up(partition, error);
-        if (status == XKS_OK) {
-            find_pending_keys(partition);
-            set_state(partition, XKS_PARTITION_READY, "");
-            served = true;
-            pause_ns = FIRST_PAUSE_NS;
-            keep_ready(partition);
-            if (!stopping(partition)) {
-                atomic_store(&partition->state, XKS_PARTITION_RECOVERING);
+        if (!served || !recover_without_login(partition)) {
+            xks_status status = bring_up_until_good(partition, served, error);
+            if (status == XKS_CONFIG) {
+                set_state(partition, XKS_PARTITION_REFUSED, error);
+                pthread_mutex_lock(&partition->lock);
+                while (!stopping(partition)) {
+                    pthread_cond_wait(&partition->attention, &partition->lock);
+                }
+                pthread_mutex_unlock(&partition->lock);
+                break;
             }
-            continue;
-        }
-        /* A partition that served before is tried again whatever it says, but for a refused PIN. */
-        bool pin_refused = strncmp(error, "C_Login", 7) == 0 && status == XKS_CONFIG;
-        if (status == XKS_CONFIG && (!served || pin_refused)) {
-            set_state(partition, XKS_PARTITION_REFUSED, error);
-            pthread_mutex_lock(&partition->lock);
-            while (!stopping(partition)) {
-                pthread_cond_wait(&partition->attention, &partition->lock);
+            if (status != XKS_OK) {
+                continue;
             }
-            pthread_mutex_unlock(&partition->lock);
-            break;
+            if (look_for_keys(partition, FIRST_KEYS_NS) != CKR_OK) {
+                jittered_pause(partition, FIRST_PAUSE_NS);
+                continue;
+            }
         }
-        set_state(partition, XKS_PARTITION_RECOVERING, error);
-        pause_between_attempts(partition, pause_ns);
-        pause_ns = pause_ns * 2 < LONGEST_PAUSE_NS ? pause_ns * 2 : LONGEST_PAUSE_NS;
+        set_state(partition, XKS_PARTITION_READY, "");
+        served = true;
+        keep_ready(partition);
     }
     close_keeper_session(partition);
     xks_p11_scratch_free(&partition->scratch);

@@ -7,34 +7,39 @@
 #include <string.h>
 
 #define MAX_ATTEMPTS 4
-#define FAULTS_UNTIL_RECOVERY 3
 #define OUT_ROOM 32
+/* After the token had no session for a worker: how long until one tries again. */
+#define REST_NS 10000000000U
+#define SHORT_REST_NS 200000000U
 
 /* A job in a worker's hands, with what the worker took from the partition under its lock. */
 typedef struct taken {
     xks_job *job;
-    xks_p11_key key;
+    CK_OBJECT_HANDLE key;
     xks_p11_canary canary;
     CK_RV tag_failure;
     uint32_t epoch;
+    bool by_message;
 } taken;
 
-typedef enum outcome {
-    DONE,            /* job->status is final */
-    REOPEN_AND_RETRY, /* the session is stale */
-    RECOVER_AND_RETRY /* login or handle is stale */
-} outcome;
+/* --- the worker's session */
 
+/* Close the session; of an epoch that the token has forgotten the handle is not ours any more. */
 static void close_session(engine_worker *worker)
 {
     engine_partition *partition = worker->partition;
-    if (worker->session_open) {
-        (void)partition->module->f->C_CloseSession(worker->session);
-        worker->session_open = false;
-        pthread_mutex_lock(&partition->lock);
-        partition->sessions_open--;
-        pthread_mutex_unlock(&partition->lock);
+    if (!worker->session_open) {
+        return;
     }
+    pthread_mutex_lock(&partition->lock);
+    partition->sessions_open--;
+    bool ours = worker->session_epoch >= partition->valid_epoch;
+    pthread_mutex_unlock(&partition->lock);
+    if (ours) {
+        (void)partition->p11->f->C_CloseSession(worker->session);
+    }
+    worker->session_open = false;
+    worker->messages = (xks_p11_messages){0};
 }
 
 static CK_RV open_session(engine_worker *worker, uint32_t epoch)
@@ -44,7 +49,7 @@ static CK_RV open_session(engine_worker *worker, uint32_t epoch)
         return CKR_OK;
     }
     close_session(worker);
-    CK_RV rv = partition->module->f->C_OpenSession(partition->slot, CKF_SERIAL_SESSION, NULL, NULL, &worker->session);
+    CK_RV rv = partition->p11->f->C_OpenSession(partition->slot, CKF_SERIAL_SESSION, NULL, NULL, &worker->session);
     if (rv == CKR_OK) {
         worker->session_open = true;
         worker->session_epoch = epoch;
@@ -55,9 +60,12 @@ static CK_RV open_session(engine_worker *worker, uint32_t epoch)
     return rv;
 }
 
-static void finish(xks_job *job, xks_status status, const xks_p11_failure *failure)
+/* --- one job */
+
+static void finish(xks_job *job, xks_status status, xks_job_fate fate, const xks_p11_failure *failure)
 {
     job->status = status;
+    job->fate = fate;
     job->ckr = failure->rv;
     job->failed_call = failure->call;
     if (status != XKS_OK) {
@@ -66,57 +74,87 @@ static void finish(xks_job *job, xks_status status, const xks_p11_failure *failu
     }
 }
 
-/* What a failed call means for the job. garbage_possible: a decrypt of what a caller sent, where a wrong tag is no fault. */
-static outcome judge(engine_worker *worker, const xks_p11_gcm *gcm, taken *t, const xks_p11_failure *failure,
-                     bool garbage_possible)
+/* A decrypt of what a caller sent failed by a code that may mean a wrong tag. A code that says "bad ciphertext" and nothing else is
+ * believed. Another, learnt or not, is held against the canary: a dead device must not look like a caller's bad ciphertext. */
+static void judge_decrypt(engine_worker *worker, const xks_p11_gcm *gcm, taken *t, const xks_p11_failure *failure)
 {
-    xks_job *job = t->job;
     xks_p11_failure canary_failure = {0};
-    xks_ckr_class class = xks_ckr_classify(failure->rv);
-    if (garbage_possible && (class == XKS_CKR_BAD_CIPHERTEXT || failure->rv == t->tag_failure)) {
-        /* A code that says "bad ciphertext" and nothing else is believed. One that the token also uses for its own faults is believed
-         * only if the token decrypts the canary right after: a dead device must not look like a caller's bad ciphertext. */
-        if (class == XKS_CKR_BAD_CIPHERTEXT || xks_p11_canary_check(gcm, &worker->check, &t->canary, &canary_failure) == CKR_OK) {
-            finish(job, XKS_NOT_AUTHENTIC, failure);
-            return DONE;
-        }
-        finish(job, XKS_UNAVAILABLE, &canary_failure);
-        return DONE;
-    }
-    switch (class) {
-    case XKS_CKR_NOT_PERMITTED:
-        finish(job, XKS_NOT_PERMITTED, failure);
-        return DONE;
-    case XKS_CKR_STALE_SESSION:
-        finish(job, XKS_UNAVAILABLE, failure);
-        return REOPEN_AND_RETRY;
-    case XKS_CKR_STALE_LOGIN:
-        finish(job, XKS_UNAVAILABLE, failure);
-        return RECOVER_AND_RETRY;
-    default:
-        finish(job, XKS_UNAVAILABLE, failure);
-        return DONE;
+    xks_p11_gcm plain = *gcm;
+    if (xks_ckr_classify(failure->rv) == XKS_CKR_BAD_CIPHERTEXT) {
+        finish(t->job, XKS_NOT_AUTHENTIC, XKS_FATE_NONE, failure);
+    } else if (xks_p11_canary_check(&plain, &worker->check, &t->canary, &canary_failure) != CKR_OK) {
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_FAULT, &canary_failure);
+    } else if (failure->rv == t->tag_failure) {
+        finish(t->job, XKS_NOT_AUTHENTIC, XKS_FATE_NONE, failure);
+    } else {
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_AMBIGUOUS, failure);
     }
 }
 
-/* Decrypt what was just encrypted and compare, so that the CDIV is an assurance. */
-static outcome prove_ciphertext(engine_worker *worker, const xks_p11_gcm *gcm, taken *t)
+/* The token called a key's handle stale: that one key is looked for anew, before all others. */
+static void doubt_key(engine_partition *partition, const taken *t)
+{
+    pthread_mutex_lock(&partition->lock);
+    partition_key *known = xks_partition_key_at(partition, t->job->key);
+    if (known->wanted && known->use == t->key && partition->epoch == t->epoch) {
+        partition->login_in_doubt = true;
+        xks_engine_set_key_locked(partition, t->job->key, XKS_KEY_PENDING);
+        xks_engine_list_key_locked(partition, t->job->key, URGENT_KEYS);
+    }
+    pthread_mutex_unlock(&partition->lock);
+}
+
+/* What a failed call means for the job and the partition. True when the job may be tried once more on another session of ours. */
+static bool judge(engine_worker *worker, const xks_p11_gcm *gcm, taken *t, const xks_p11_failure *failure, bool callers_ciphertext)
+{
+    engine_partition *partition = worker->partition;
+    xks_ckr_class class = failure->broken ? XKS_CKR_PARTITION_FAULT : xks_ckr_classify(failure->rv);
+    if (callers_ciphertext && !failure->broken &&
+        (class == XKS_CKR_BAD_CIPHERTEXT || class == XKS_CKR_AMBIGUOUS || failure->rv == t->tag_failure)) {
+        judge_decrypt(worker, gcm, t, failure);
+        return false;
+    }
+    switch (class) {
+    case XKS_CKR_NOT_PERMITTED:
+        finish(t->job, XKS_NOT_PERMITTED, XKS_FATE_NONE, failure);
+        return false;
+    case XKS_CKR_STALE_SESSION:
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_STALE, failure);
+        return true;
+    case XKS_CKR_STALE_KEY:
+        doubt_key(partition, t);
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_STALE, failure);
+        return false;
+    case XKS_CKR_MODULE_GONE:
+    case XKS_CKR_STALE_LOGIN:
+        pthread_mutex_lock(&partition->lock);
+        partition->module_gone = partition->module_gone || class == XKS_CKR_MODULE_GONE;
+        xks_engine_ask_recovery_locked(partition, t->epoch, false, failure->call);
+        pthread_mutex_unlock(&partition->lock);
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_STALE, failure);
+        return false;
+    default:
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_FAULT, failure);
+        return false;
+    }
+}
+
+/* Decrypt what was just encrypted and compare, so that the CDIV is an assurance. Result as of judge. */
+static bool prove_ciphertext(engine_worker *worker, const xks_p11_gcm *gcm, taken *t)
 {
     xks_job *job = t->job;
     xks_p11_failure failure = {0};
-    static const char MISMATCH[] = "check decrypt gave other bytes";
     size_t needed = job->input_len + OUT_ROOM;
     if (worker->check.capacity < needed) {
         uint8_t *data = malloc(needed);
         if (data == NULL) {
             failure = (xks_p11_failure){CKR_HOST_MEMORY, "malloc", false};
-            finish(job, XKS_SYSTEM, &failure);
-            return DONE;
+            finish(job, XKS_SYSTEM, XKS_FATE_NONE, &failure);
+            return false;
         }
         xks_p11_scratch_free(&worker->check);
         worker->check = (xks_p11_scratch){data, needed};
     }
-    xks_job_compute_cdiv(job);
     CK_RV rv = xks_p11_gcm_decrypt(gcm, &worker->scratch, (xks_span){job->iv, job->iv_len}, (xks_span){job->aad, job->aad_len},
                                    (xks_span){job->output, job->output_len}, (xks_span){job->tag, sizeof job->tag},
                                    worker->check.data, &failure);
@@ -126,15 +164,16 @@ static outcome prove_ciphertext(engine_worker *worker, const xks_p11_gcm *gcm, t
     bool equal = xks_equal_constant_time(worker->check.data, job->input, job->input_len);
     xks_wipe(worker->check.data, job->input_len);
     if (!equal) {
-        failure = (xks_p11_failure){CKR_DEVICE_ERROR, MISMATCH, false};
-        finish(job, XKS_BUG, &failure);
-        return DONE;
+        failure = (xks_p11_failure){CKR_DEVICE_ERROR, "check decrypt gave other bytes", true};
+        finish(job, XKS_UNAVAILABLE, XKS_FATE_FAULT, &failure);
+        return false;
     }
-    finish(job, XKS_OK, &failure);
-    return DONE;
+    finish(job, XKS_OK, XKS_FATE_NONE, &failure);
+    return false;
 }
 
-static outcome run(engine_worker *worker, taken *t)
+/* One attempt at a job. True when it may be tried once more on another session. */
+static bool run(engine_worker *worker, taken *t)
 {
     engine_partition *partition = worker->partition;
     xks_job *job = t->job;
@@ -144,7 +183,7 @@ static outcome run(engine_worker *worker, taken *t)
         failure = (xks_p11_failure){rv, "C_OpenSession", false};
         return judge(worker, NULL, t, &failure, false);
     }
-    xks_p11_gcm gcm = {partition->module, worker->session, t->key.use, partition->profile->iv_mode};
+    xks_p11_gcm gcm = {partition->p11, worker->session, t->key, partition->profile->iv_mode, t->by_message ? &worker->messages : NULL};
     xks_span aad = {job->aad, job->aad_len};
     xks_span input = {job->input, job->input_len};
     if (job->operation == XKS_ENCRYPT) {
@@ -154,6 +193,9 @@ static outcome run(engine_worker *worker, taken *t)
         }
         job->output_len = job->input_len;
         if (job->want_cdiv) {
+            xks_job_compute_cdiv(job);
+        }
+        if (job->want_cdiv && !job->route.check_elsewhere) {
             return prove_ciphertext(worker, &gcm, t);
         }
     } else {
@@ -164,60 +206,39 @@ static outcome run(engine_worker *worker, taken *t)
         }
         job->output_len = job->input_len;
     }
-    finish(job, XKS_OK, &failure);
-    return DONE;
+    finish(job, XKS_OK, XKS_FATE_NONE, &failure);
+    return false;
 }
 
 /* --- the queue; all with partition->lock held */
 
-static void ask_for_recovery_locked(engine_partition *partition, uint32_t epoch)
-{
-    if (partition->epoch == epoch && atomic_load(&partition->state) == XKS_PARTITION_READY) {
-        atomic_store(&partition->state, XKS_PARTITION_RECOVERING);
-        partition->recovery_wanted = true;
-        pthread_cond_signal(&partition->attention);
-    }
-}
-
-static void put_back_locked(engine_partition *partition, xks_job *job)
-{
-    job->next = partition->queue_head;
-    partition->queue_head = job;
-    if (partition->queue_tail == NULL) {
-        partition->queue_tail = job;
-    }
-    partition->queued++;
-    atomic_fetch_add(&partition->engine->queued, 1);
-}
-
 static bool take_locked(engine_partition *partition, taken *t)
 {
-    xks_job *job = partition->queue_head;
-    if (job == NULL || atomic_load(&partition->state) != XKS_PARTITION_READY) {
+    xks_job *job = xks_engine_pop(&partition->queue);
+    if (job == NULL) {
         return false;
     }
-    partition->queue_head = job->next;
-    if (partition->queue_head == NULL) {
-        partition->queue_tail = NULL;
-    }
-    job->next = NULL;
     partition->queued--;
-    atomic_fetch_sub(&partition->engine->queued, 1);
+    atomic_fetch_sub_explicit(&partition->engine->queued, 1, memory_order_relaxed);
+    const partition_key *known = xks_partition_key_at(partition, job->key);
     t->job = job;
     t->epoch = partition->epoch;
     t->tag_failure = partition->tag_failure;
     t->canary = partition->canary;
-    t->key.use = 0;
-    if (job->key < partition->key_capacity && partition->keys[job->key].state == XKS_KEY_USABLE) {
-        t->key = partition->keys[job->key].key;
-    } else {
-        job->status = XKS_NOT_FOUND;
+    t->by_message = partition->message_api;
+    t->key = known->use;
+    if (known->generation != job->route.key_generation || !known->wanted) {
+        job->status = XKS_NOT_FOUND; /* removed since it was submitted */
+        job->fate = XKS_FATE_NOT_MADE;
+    } else if (atomic_load(&known->state) != XKS_KEY_USABLE) {
+        job->status = XKS_UNAVAILABLE; /* in doubt since it was handed over: it may go elsewhere */
+        job->fate = XKS_FATE_STALE;
     }
     return true;
 }
 
 /* Book what a finished job tells about the partition. */
-static void account_locked(engine_partition *partition, const xks_job *job, uint32_t epoch)
+static void account_locked(engine_partition *partition, const xks_job *job)
 {
     partition->operations++;
     partition->last_progress_ns = job->finished_ns;
@@ -225,53 +246,131 @@ static void account_locked(engine_partition *partition, const xks_job *job, uint
         int64_t difference = (int64_t)(job->finished_ns - job->started_ns) - (int64_t)partition->service_ns;
         partition->service_ns = (uint64_t)((int64_t)partition->service_ns + difference / 8);
     }
-    if (job->status == XKS_UNAVAILABLE) {
-        partition->failures++;
-        if (++partition->faults_in_row >= FAULTS_UNTIL_RECOVERY) {
-            ask_for_recovery_locked(partition, epoch);
-        }
-    } else if (job->status == XKS_OK) {
-        partition->faults_in_row = 0;
-    }
+    partition->failures += job->status == XKS_UNAVAILABLE && job->fate == XKS_FATE_FAULT ? 1 : 0;
 }
 
-/* Run one taken job to its end, or hand it back for another attempt. Returns with partition->lock held. */
-static void serve(engine_worker *worker, taken *t)
+/* Run one taken job to its end on this partition. Called and returns with partition->lock held. */
+static void serve_locked(engine_worker *worker, taken *t)
 {
     engine_partition *partition = worker->partition;
     xks_job *job = t->job;
-    outcome result = DONE;
     uint64_t now = xks_monotonic_ns();
-    if (job->status == XKS_NOT_FOUND) {
-        job->finished_ns = now;
-    } else if (now > job->deadline_ns) {
+    partition->running_workers++;
+    worker->busy_since_ns = now;
+    pthread_mutex_unlock(&partition->lock);
+    if (job->status == XKS_OK && now > job->deadline_ns) {
         job->status = XKS_TIMEOUT;
-        job->finished_ns = now;
-    } else {
+        job->fate = XKS_FATE_NOT_MADE;
+    } else if (job->status == XKS_OK) {
         job->started_ns = now;
+        bool again;
         do {
             job->attempts++;
-            result = run(worker, t);
-            if (result == REOPEN_AND_RETRY) {
+            again = run(worker, t);
+            if (again) {
                 close_session(worker);
             }
-        } while (result == REOPEN_AND_RETRY && job->attempts < MAX_ATTEMPTS && xks_monotonic_ns() < job->deadline_ns);
-        job->finished_ns = xks_monotonic_ns();
+        } while (again && job->attempts < MAX_ATTEMPTS && xks_monotonic_ns() < job->deadline_ns);
     }
+    job->finished_ns = xks_monotonic_ns();
     pthread_mutex_lock(&partition->lock);
-    if (result == RECOVER_AND_RETRY && job->attempts < MAX_ATTEMPTS && job->finished_ns < job->deadline_ns) {
-        ask_for_recovery_locked(partition, t->epoch);
-        job->status = XKS_OK;
-        put_back_locked(partition, job);
-        return;
-    }
-    account_locked(partition, job, t->epoch);
-    atomic_fetch_sub(&partition->in_flight, 1);
-    bool more_soon = partition->queued > 0 && partition->service_ns < XKS_FAST_CALL_NS &&
-                     atomic_load(&partition->state) == XKS_PARTITION_READY;
+    partition->running_workers--;
+    worker->busy_since_ns = 0;
+    account_locked(partition, job);
+    bool more_soon = partition->queued > 0 && partition->service_ns < XKS_FAST_CALL_NS;
     pthread_mutex_unlock(&partition->lock);
     xks_engine_complete(partition->engine, job, more_soon);
     pthread_mutex_lock(&partition->lock);
+}
+
+/* --- the thread; all with partition->lock held */
+
+/* The token gave no session. While others have one, this worker rests; if it is the limit of sessions, the pool settles at what is
+ * open. When nobody has one, the jobs go elsewhere. */
+static void no_session_locked(engine_worker *worker, CK_RV rv, uint32_t epoch)
+{
+    engine_partition *partition = worker->partition;
+    xks_ckr_class class = xks_ckr_classify(rv);
+    if (class == XKS_CKR_MODULE_GONE || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_STALE_SESSION) {
+        partition->module_gone = partition->module_gone || class == XKS_CKR_MODULE_GONE;
+        xks_engine_ask_recovery_locked(partition, epoch, false, "C_OpenSession");
+    }
+    if (partition->sessions_open == 0) {
+        xks_engine_purge_locked(partition, true, "C_OpenSession", rv);
+        return;
+    }
+    worker->resting = true;
+    partition->retry_sessions_ns = xks_monotonic_ns() + (rv == CKR_SESSION_COUNT ? REST_NS : SHORT_REST_NS);
+    if (rv == CKR_SESSION_COUNT) {
+        partition->session_limit = partition->sessions_open;
+        xks_engine_count_sessions_locked(partition);
+    }
+    if (partition->queued > 0) {
+        (void)xks_engine_wake_worker_locked(partition);
+    }
+    pthread_cond_signal(&partition->attention);
+}
+
+/* Beyond the limit that was met before: it has risen, so the next worker that rests tries too. */
+static void got_session_locked(engine_partition *partition)
+{
+    if (partition->sessions_open > partition->session_limit) {
+        partition->session_limit = partition->sessions_open;
+        xks_engine_end_rest_locked(partition);
+    }
+    xks_engine_count_sessions_locked(partition);
+}
+
+/* A session of the present login, opened ahead of the first job. False when the worker is to wait. */
+static bool have_session_locked(engine_worker *worker)
+{
+    engine_partition *partition = worker->partition;
+    uint32_t epoch = partition->epoch;
+    if (epoch == 0 || partition->frozen || worker->resting || atomic_load(&partition->state) == XKS_PARTITION_REFUSED) {
+        return false;
+    }
+    if (worker->session_open && worker->session_epoch == epoch) {
+        return true;
+    }
+    worker->busy_since_ns = xks_monotonic_ns();
+    partition->running_workers++;
+    pthread_mutex_unlock(&partition->lock);
+    CK_RV rv = open_session(worker, epoch);
+    pthread_mutex_lock(&partition->lock);
+    partition->running_workers--;
+    worker->busy_since_ns = 0;
+    if (rv != CKR_OK) {
+        no_session_locked(worker, rv, epoch);
+        return false;
+    }
+    got_session_locked(partition);
+    return true;
+}
+
+static void wait_locked(engine_worker *worker)
+{
+    engine_partition *partition = worker->partition;
+    worker->woken = false;
+    if (!worker->resting) {
+        worker->idle = true;
+        worker->next_idle = partition->idle;
+        partition->idle = worker;
+    }
+    while (!worker->woken && !atomic_load(&partition->engine->stopping)) {
+        pthread_cond_wait(&worker->wake, &partition->lock);
+    }
+}
+
+/* A thread that was written off and has come back: another took its place, so it leaves; unless that one is missing. */
+static bool is_superfluous_locked(engine_worker *worker)
+{
+    engine_partition *partition = worker->partition;
+    if (worker->lost) {
+        worker->lost = false;
+        partition->lost--;
+        xks_engine_count_sessions_locked(partition);
+    }
+    return partition->threads - partition->lost > partition->sessions;
 }
 
 void *xks_engine_worker_main(void *argument)
@@ -281,22 +380,21 @@ void *xks_engine_worker_main(void *argument)
     taken t;
     xks_random_pool_init(&worker->random);
     pthread_mutex_lock(&partition->lock);
-    while (!atomic_load(&partition->engine->stopping)) {
-        if (!take_locked(partition, &t)) {
-            partition->idle_workers++;
-            pthread_cond_wait(&partition->work, &partition->lock);
-            partition->idle_workers--;
-            continue;
+    while (!atomic_load(&partition->engine->stopping) && !is_superfluous_locked(worker)) {
+        if (have_session_locked(worker) && take_locked(partition, &t)) {
+            serve_locked(worker, &t);
+        } else if (partition->queued == 0 || !worker->session_open) {
+            wait_locked(worker);
         }
-        partition->running_workers++;
-        pthread_mutex_unlock(&partition->lock);
-        serve(worker, &t);
-        partition->running_workers--;
     }
+    partition->threads--;
     pthread_mutex_unlock(&partition->lock);
     close_session(worker);
     xks_p11_scratch_free(&worker->scratch);
     xks_p11_scratch_free(&worker->check);
     xks_random_pool_wipe(&worker->random);
+    pthread_mutex_lock(&partition->lock);
+    worker->exited = true;
+    pthread_mutex_unlock(&partition->lock);
     return NULL;
 }

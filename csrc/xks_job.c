@@ -88,6 +88,29 @@ void xks_job_release(xks_job_pool *pool, xks_job *job)
     }
 }
 
+xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, xks_job **out)
+{
+    xks_status status = xks_job_take(pool, job->aad_capacity, job->input_capacity, out);
+    if (status != XKS_OK) {
+        return status;
+    }
+    xks_job *clone = *out;
+    clone->deadline_ns = job->deadline_ns;
+    clone->key = job->key;
+    clone->operation = job->operation;
+    clone->want_cdiv = job->want_cdiv;
+    clone->metadata_len = job->metadata_len;
+    clone->iv_len = job->iv_len;
+    memcpy(clone->metadata, job->metadata, sizeof clone->metadata);
+    memcpy(clone->iv, job->iv, sizeof clone->iv);
+    memcpy(clone->tag, job->tag, sizeof clone->tag);
+    memcpy(clone->aad, job->aad, job->aad_len);
+    clone->aad_len = job->aad_len;
+    memcpy(clone->input, job->input, job->input_len);
+    clone->input_len = job->input_len;
+    return XKS_OK;
+}
+
 xks_status xks_job_compose_aad(xks_job *job, size_t aad_len)
 {
     if (aad_len > job->aad_capacity) {

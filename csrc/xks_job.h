@@ -15,10 +15,41 @@
 #define XKS_JOB_H
 
 #include "xks_status.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+/* Why a partition could not do a job, as its worker found out. */
+typedef enum xks_job_fate {
+    XKS_FATE_NONE = 0,
+    XKS_FATE_FAULT = 1,     /* the partition's fault */
+    XKS_FATE_STALE = 2,     /* the token forgot session, login or handle: being repaired, the job may go anywhere again */
+    XKS_FATE_AMBIGUOUS = 3, /* the code may mean a bad ciphertext, and the partition is alive: another partition decides */
+    XKS_FATE_NOT_MADE = 4   /* the token was never called */
+} xks_job_fate;
+
 typedef enum xks_operation { XKS_ENCRYPT = 1, XKS_DECRYPT = 2 } xks_operation;
+
+/* The engine's own marks on a job, written by its loop side only; see xks_engine_internal.h. */
+typedef struct xks_job_route {
+    struct xks_job *list_prev; /* of the list that the job is in: calls in flight, or waiting */
+    struct xks_job *list_next;
+    struct xks_job *partner;   /* the other one of a hedged pair, while both are out */
+    struct xks_job *check_of;  /* this is the check decrypt of that job */
+    void *waits_in;            /* the group in which it waits; NULL: it does not */
+    uint64_t tried;            /* partitions that had it, by bit */
+    uint64_t handed_over_ns;
+    uint32_t call;             /* the router's number of the call */
+    uint32_t key_generation;
+    uint8_t purpose;           /* xks_route_purpose */
+    uint8_t hand_overs;
+    uint8_t repairs;           /* hand-overs because the token had forgotten a session, login or handle */
+    uint8_t failed_checks;
+    uint32_t first_doubt;      /* the partition whose check decrypt failed */
+    bool abandoned;            /* its owner has been answered: wipe it when it comes back */
+    bool ambiguous;            /* a partition failed in a way that may be the caller's ciphertext's fault */
+    bool check_elsewhere;      /* the CDIV's check decrypt is for another partition */
+} xks_job_route;
 
 typedef struct xks_job {
     /* --- the submitter fills these in --- */
@@ -51,7 +82,9 @@ typedef struct xks_job {
     uint64_t submitted_ns;
     uint64_t started_ns;       /* 0: never started */
     uint64_t finished_ns;
-    uint32_t attempts;         /* calls made for it, repairs counted */
+    uint32_t attempts;         /* calls made for it on this partition, repairs counted */
+    xks_job_fate fate;         /* for XKS_UNAVAILABLE: whose doing it was */
+    xks_job_route route;
 } xks_job;
 
 typedef struct xks_job_pool xks_job_pool;
@@ -62,6 +95,9 @@ void xks_job_pool_free(xks_job_pool *pool);
 /* A zeroed job with room for these many bytes. XKS_TOO_LONG over 1 MiB, XKS_SYSTEM when memory is out. */
 XKS_MUST_CHECK xks_status xks_job_take(xks_job_pool *pool, size_t aad_capacity, size_t input_capacity, xks_job **out);
 void xks_job_release(xks_job_pool *pool, xks_job *job);
+
+/* A job with the same request (operation, key, deadline, metadata, IV, tag, AAD, input) and nothing of its results or its owner. */
+XKS_MUST_CHECK xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, xks_job **out);
 
 /* Shape the composed AAD from the aad_len bytes that stand at job->aad + 2 and job->metadata. */
 XKS_MUST_CHECK xks_status xks_job_compose_aad(xks_job *job, size_t aad_len);

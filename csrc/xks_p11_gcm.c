@@ -76,6 +76,39 @@ static CK_GCM_PARAMS parameters(const uint8_t *iv, size_t iv_len, xks_span aad)
     return params;
 }
 
+/* What the session's open message operation asks for before another call. */
+static CK_RV make_ready(const xks_p11_gcm *gcm, xks_p11_direction direction, bool *by_message, xks_p11_failure *failure)
+{
+    *by_message = false;
+    if (gcm->messages == NULL) {
+        return CKR_OK;
+    }
+    CK_RV rv = xks_p11_message_ready(gcm->module, gcm->session, gcm->messages, gcm->key, direction, by_message);
+    return rv == CKR_OK ? CKR_OK
+                        : fail(failure, rv, direction == XKS_P11_ENCRYPTS ? "C_MessageEncryptInit" : "C_MessageDecryptInit");
+}
+
+static CK_RV decrypt_in_two_calls(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, CK_GCM_PARAMS *params, xks_span ciphertext,
+                                  xks_span tag, uint8_t *out, CK_ULONG *out_len, const char **call)
+{
+    CK_MECHANISM mechanism = {CKM_AES_GCM, params, sizeof *params};
+    *call = "malloc";
+    if (!scratch_reserve(scratch, ciphertext.len + TAG_BYTES)) {
+        return CKR_HOST_MEMORY;
+    }
+    if (ciphertext.len > 0) {
+        memcpy(scratch->data, ciphertext.data, ciphertext.len);
+    }
+    memcpy(scratch->data + ciphertext.len, tag.data, TAG_BYTES);
+    *call = "C_DecryptInit";
+    CK_RV rv = gcm->module->f->C_DecryptInit(gcm->session, &mechanism, gcm->key);
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    *call = "C_Decrypt";
+    return gcm->module->f->C_Decrypt(gcm->session, scratch->data, (CK_ULONG)(ciphertext.len + TAG_BYTES), out, out_len);
+}
+
 CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_span aad, xks_span plaintext, uint8_t *out,
                           uint8_t iv[16], uint8_t *iv_len, uint8_t tag[16], xks_p11_failure *failure)
 {
@@ -88,7 +121,19 @@ CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_s
     CK_GCM_PARAMS params = parameters(appended != 0 ? NULL : iv, appended != 0 ? 0 : IV_BYTES, aad);
     CK_MECHANISM mechanism = {CKM_AES_GCM, &params, sizeof params};
     CK_ULONG out_len = (CK_ULONG)(plaintext.len + OUT_ROOM);
-    CK_RV rv = gcm->module->f->C_EncryptInit(gcm->session, &mechanism, gcm->key);
+    bool by_message;
+    CK_RV rv = make_ready(gcm, XKS_P11_ENCRYPTS, &by_message, failure);
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    if (by_message) {
+        rv = xks_p11_message_encrypt(gcm->module, gcm->session, &params, plaintext.data, (CK_ULONG)plaintext.len, out, &out_len, tag);
+        if (rv != CKR_OK) {
+            return fail(failure, rv, "C_EncryptMessage");
+        }
+        return out_len == plaintext.len ? CKR_OK : broken(failure, "C_EncryptMessage returned a wrong length");
+    }
+    rv = gcm->module->f->C_EncryptInit(gcm->session, &mechanism, gcm->key);
     if (rv != CKR_OK) {
         return fail(failure, rv, "C_EncryptInit");
     }
@@ -112,28 +157,23 @@ CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_s
 CK_RV xks_p11_gcm_decrypt(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, xks_span iv, xks_span aad, xks_span ciphertext,
                           xks_span tag, uint8_t *out, xks_p11_failure *failure)
 {
-    if (!scratch_reserve(scratch, ciphertext.len + TAG_BYTES)) {
-        return fail(failure, CKR_HOST_MEMORY, "malloc");
-    }
-    if (ciphertext.len > 0) {
-        memcpy(scratch->data, ciphertext.data, ciphertext.len);
-    }
-    memcpy(scratch->data + ciphertext.len, tag.data, TAG_BYTES);
     CK_GCM_PARAMS params = parameters(iv.data, iv.len, aad);
-    CK_MECHANISM mechanism = {CKM_AES_GCM, &params, sizeof params};
     CK_ULONG out_len = (CK_ULONG)(ciphertext.len + OUT_ROOM);
-    CK_RV rv = gcm->module->f->C_DecryptInit(gcm->session, &mechanism, gcm->key);
+    const char *call = "C_DecryptMessage";
+    bool by_message;
+    CK_RV rv = make_ready(gcm, XKS_P11_DECRYPTS, &by_message, failure);
     if (rv != CKR_OK) {
-        return fail(failure, rv, "C_DecryptInit");
+        return rv;
     }
-    rv = gcm->module->f->C_Decrypt(gcm->session, scratch->data, (CK_ULONG)(ciphertext.len + TAG_BYTES), out, &out_len);
-    if (rv != CKR_OK) {
-        xks_wipe(out, ciphertext.len + OUT_ROOM);
-        return fail(failure, rv, "C_Decrypt");
+    if (by_message) {
+        rv = xks_p11_message_decrypt(gcm->module, gcm->session, &params, ciphertext.data, (CK_ULONG)ciphertext.len, out, &out_len,
+                                     tag.data);
+    } else {
+        rv = decrypt_in_two_calls(gcm, scratch, &params, ciphertext, tag, out, &out_len, &call);
     }
-    if (out_len != ciphertext.len) {
+    if (rv != CKR_OK || out_len != ciphertext.len) {
         xks_wipe(out, ciphertext.len + OUT_ROOM);
-        return broken(failure, "C_Decrypt returned a wrong length");
+        return rv != CKR_OK ? fail(failure, rv, call) : broken(failure, "a decrypt returned a wrong length");
     }
     return CKR_OK;
 }

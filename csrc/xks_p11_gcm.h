@@ -11,6 +11,7 @@
 #define XKS_P11_GCM_H
 
 #include "xks_bytes.h"
+#include "xks_p11_message.h"
 #include "xks_p11_module.h"
 #include "xks_p11_quirks.h"
 #include "xks_random.h"
@@ -37,6 +38,7 @@ typedef struct xks_p11_gcm {
     CK_SESSION_HANDLE session;
     CK_OBJECT_HANDLE key;
     xks_iv_mode iv_mode;
+    xks_p11_messages *messages; /* the session's state of message-based calls; NULL: they are not used */
 } xks_p11_gcm;
 
 /* out has plaintext.len + 32 bytes; the first plaintext.len are the ciphertext afterwards.

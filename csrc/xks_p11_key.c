@@ -13,9 +13,10 @@ static xks_p11_key_verdict unreadable(xks_p11_key *key, CK_RV rv)
     return XKS_P11_KEY_UNREADABLE;
 }
 
-/* Type, length and rights of one object. An attribute that the token does not tell counts as false. */
+/* Type, length and rights of one object, and its label when `label` is not NULL. An attribute that the token does not tell counts as
+ * false. */
 static xks_p11_key_verdict read_attributes(const xks_p11_module *module, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
-                                           xks_p11_key *key)
+                                           CK_ATTRIBUTE *label, xks_p11_key *key)
 {
     CK_KEY_TYPE type = CKK_VENDOR_DEFINED;
     CK_ULONG value_len = 0;
@@ -24,8 +25,18 @@ static xks_p11_key_verdict read_attributes(const xks_p11_module *module, CK_SESS
         {CKA_KEY_TYPE, &type, sizeof type},          {CKA_VALUE_LEN, &value_len, sizeof value_len},
         {CKA_ENCRYPT, &encrypt, sizeof encrypt},     {CKA_DECRYPT, &decrypt, sizeof decrypt},
         {CKA_EXTRACTABLE, &extractable, sizeof extractable},
+        {CKA_LABEL, NULL, 0},
     };
-    CK_RV rv = module->f->C_GetAttributeValue(session, object, wanted, sizeof wanted / sizeof wanted[0]);
+    CK_ULONG count = sizeof wanted / sizeof wanted[0];
+    if (label != NULL) {
+        wanted[count - 1] = *label;
+    } else {
+        count--;
+    }
+    CK_RV rv = module->f->C_GetAttributeValue(session, object, wanted, count);
+    if (label != NULL) {
+        label->ulValueLen = wanted[count - 1].ulValueLen;
+    }
     if (rv == CKR_OBJECT_HANDLE_INVALID) {
         return XKS_P11_KEY_ABSENT;
     }
@@ -70,7 +81,18 @@ xks_p11_key_verdict xks_p11_key_find(const xks_p11_module *module, CK_SESSION_HA
         return XKS_P11_KEY_AMBIGUOUS;
     }
     key->source = key->use = found[0];
-    return read_attributes(module, session, found[0], key);
+    return read_attributes(module, session, found[0], NULL, key);
+}
+
+xks_p11_key_verdict xks_p11_key_read(const xks_p11_module *module, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, char *label,
+                                     size_t capacity, size_t *label_len, xks_p11_key *key)
+{
+    CK_ATTRIBUTE attribute = {CKA_LABEL, label, (CK_ULONG)capacity};
+    memset(key, 0, sizeof *key);
+    key->source = key->use = object;
+    xks_p11_key_verdict verdict = read_attributes(module, session, object, &attribute, key);
+    *label_len = attribute.ulValueLen <= capacity ? attribute.ulValueLen : 0; /* CK_UNAVAILABLE_INFORMATION is the largest CK_ULONG */
+    return verdict;
 }
 
 void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key)
@@ -82,7 +104,7 @@ void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, x
     if (module->f->C_CopyObject(session, key->source, template, 1, &copy) != CKR_OK) {
         return;
     }
-    if (read_attributes(module, session, copy, &of_copy) != XKS_P11_KEY_FOUND || of_copy.can_encrypt != key->can_encrypt ||
+    if (read_attributes(module, session, copy, NULL, &of_copy) != XKS_P11_KEY_FOUND || of_copy.can_encrypt != key->can_encrypt ||
         of_copy.can_decrypt != key->can_decrypt || of_copy.extractable != key->extractable) {
         (void)module->f->C_DestroyObject(session, copy);
         return;
@@ -94,10 +116,10 @@ void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, x
 xks_p11_key_verdict xks_p11_key_still_there(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key)
 {
     xks_p11_key now = *key;
-    xks_p11_key_verdict verdict = read_attributes(module, session, key->source, &now);
+    xks_p11_key_verdict verdict = read_attributes(module, session, key->source, NULL, &now);
     if (verdict == XKS_P11_KEY_UNREADABLE) {
         key->rv = now.rv;
-        return now.rv == CKR_OBJECT_HANDLE_INVALID ? XKS_P11_KEY_ABSENT : verdict;
+        return verdict;
     }
     if (verdict == XKS_P11_KEY_FOUND && (now.can_encrypt != key->can_encrypt || now.can_decrypt != key->can_decrypt)) {
         return XKS_P11_KEY_ABSENT; /* its rights changed: look for it anew */

@@ -34,6 +34,10 @@ typedef struct xks_p11_key {
 xks_p11_key_verdict xks_p11_key_find(const xks_p11_module *module, CK_SESSION_HANDLE session, const char *label, size_t label_len,
                                      xks_p11_key *key);
 
+/* One secret key by its handle, with its label; *label_len is 0 when it has none or a longer one than capacity. */
+xks_p11_key_verdict xks_p11_key_read(const xks_p11_module *module, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, char *label,
+                                     size_t capacity, size_t *label_len, xks_p11_key *key);
+
 /* Make operations use a session-object copy, which the session holds: a token that answers from files or a database then works from
  * memory. The copy keeps every attribute; one that would not is destroyed and the token object stays in use. */
 void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key);

@@ -24,7 +24,7 @@ static xks_status call_failed(const xks_p11_failure *failure, char *error)
     return xks_ckr_classify(failure->rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;
 }
 
-static CK_RV encrypt_canary(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_canary *canary, xks_p11_failure *failure)
+CK_RV xks_p11_canary_make(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_canary *canary, xks_p11_failure *failure)
 {
     uint8_t out[XKS_CANARY_BYTES + 32];
     CK_RV rv = xks_p11_gcm_encrypt(gcm, random, (xks_span){AAD, sizeof AAD}, (xks_span){TEXT, sizeof TEXT}, out, canary->iv,
@@ -54,10 +54,10 @@ xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xk
 {
     xks_p11_failure failure;
     xks_p11_canary first;
-    if (encrypt_canary(gcm, random, &first, &failure) != CKR_OK) {
+    if (xks_p11_canary_make(gcm, random, &first, &failure) != CKR_OK) {
         return call_failed(&failure, error);
     }
-    if (encrypt_canary(gcm, random, canary, &failure) != CKR_OK) {
+    if (xks_p11_canary_make(gcm, random, canary, &failure) != CKR_OK) {
         return call_failed(&failure, error);
     }
     if (first.iv_len == canary->iv_len && memcmp(first.iv, canary->iv, canary->iv_len) == 0) {
@@ -76,4 +76,45 @@ xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xk
         return refuse("a ciphertext with a wrong tag was accepted", error);
     }
     return XKS_OK;
+}
+
+/* Two in a row, since the second is the one that goes by message. */
+static CK_RV twice(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch, const xks_p11_canary *check,
+                   xks_p11_canary *made)
+{
+    xks_p11_failure failure;
+    CK_RV rv = CKR_OK;
+    for (int i = 0; i < 2; i++) {
+        rv = check != NULL ? xks_p11_canary_check(gcm, scratch, check, &failure) : xks_p11_canary_make(gcm, random, made, &failure);
+        if (rv != CKR_OK) {
+            break;
+        }
+    }
+    return rv;
+}
+
+bool xks_p11_message_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch)
+{
+    xks_p11_messages messages = {0};
+    xks_p11_gcm by_message = *gcm, by_calls = *gcm;
+    xks_p11_canary sealed_by_calls, sealed_by_message;
+    xks_p11_failure failure;
+    by_message.messages = &messages;
+    by_calls.messages = NULL;
+    if (gcm->module->f3 == NULL || gcm->iv_mode != XKS_IV_CALLER ||
+        xks_p11_canary_make(&by_calls, random, &sealed_by_calls, &failure) != CKR_OK) {
+        return false;
+    }
+    bool ok = twice(&by_message, random, scratch, NULL, &sealed_by_message) == CKR_OK && messages.open == XKS_P11_ENCRYPTS &&
+              twice(&by_message, random, scratch, &sealed_by_calls, NULL) == CKR_OK && messages.open == XKS_P11_DECRYPTS &&
+              xks_p11_canary_check(&by_message, scratch, &sealed_by_message, &failure) == CKR_OK;
+    if (!ok) {
+        return false;
+    }
+    xks_p11_canary tampered = sealed_by_message;
+    tampered.tag[15] ^= 1;
+    ok = xks_p11_canary_check(&by_message, scratch, &tampered, &failure) != CKR_OK &&
+         xks_p11_canary_check(&by_message, scratch, &sealed_by_message, &failure) == CKR_OK &&
+         xks_p11_message_close(gcm->module, gcm->session, &messages) == CKR_OK;
+    return ok && xks_p11_canary_check(&by_calls, scratch, &sealed_by_message, &failure) == CKR_OK;
 }

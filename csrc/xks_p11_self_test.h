@@ -26,6 +26,13 @@ typedef struct xks_p11_canary {
 XKS_MUST_CHECK xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch,
                                             xks_p11_canary *canary, CK_RV *tag_failure, char *error);
 
+/* Encrypt the known text with gcm->key. */
+XKS_MUST_CHECK CK_RV xks_p11_canary_make(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_canary *canary,
+                                         xks_p11_failure *failure);
+
+/* Whether message-based calls do what the two-call ones do, both ways, and refuse a tampered tag. False: do not use them. */
+bool xks_p11_message_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch);
+
 /* Decrypt the canary: CKR_OK when the partition does cryptography. */
 XKS_MUST_CHECK CK_RV xks_p11_canary_check(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, const xks_p11_canary *canary,
                                           xks_p11_failure *failure);

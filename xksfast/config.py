@@ -108,7 +108,10 @@ class Module(Table, frozen=True):
 
 
 class Partition(Table, frozen=True):
-    """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env."""
+    """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env.
+
+    sessions: per worker process. site: where it stands; those at the proxy's own site ([routing] site) are preferred.
+    """
 
     module: str
     token_label: str | None = None
@@ -118,13 +121,30 @@ class Partition(Table, frozen=True):
     pin_env: str | None = None
     profile: Profile = "generic"
     sessions: Annotated[int, Meta(ge=1, le=256)] = 16
+    site: str = ""
 
 
 class PartitionGroup(Table, frozen=True):
-    """[partition_groups.<name>]. health_check_key: CKA_LABEL on each partition; "" = a session key made in the token."""
+    """[partition_groups.<name>]: two or more partitions are HA at once.
+
+    health_check_key: CKA_LABEL on each partition; "" = a session key made in the token. verify: where the check decrypt of a CDIV
+    runs; "other" = on another partition than the one that encrypted, so that each data key proves that both hold the same key.
+    """
 
     partitions: tuple[str, ...]
     health_check_key: str = ""
+    verify: Literal["same", "other"] = "same"
+
+
+class Routing(Table, frozen=True):
+    """[routing]. site: where this proxy stands; partitions of the same site come first, others when those have no room.
+
+    retry_budget, hedge_budget: second calls per request, on average, after a partition's fault and beside a call that is slow.
+    """
+
+    site: str = ""
+    retry_budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    hedge_budget: Annotated[float, Meta(ge=0, le=1)] = 0.05
 
 
 class Config(Table, frozen=True):
@@ -133,6 +153,7 @@ class Config(Table, frozen=True):
     state: State = State()
     proxy: Proxy = Proxy()
     admin: Admin | None = None
+    routing: Routing = Routing()
     modules: dict[str, Module] = {}
     partitions: dict[str, Partition] = {}
     partition_groups: dict[str, PartitionGroup] = {}
@@ -278,6 +299,9 @@ def _check_partitions(config: Config, problems: Problems) -> None:
         if module is not None and not module.path:
             problems.add(join("modules", name) + ".path", "is empty: name the PKCS#11 library")
     tokens: dict[tuple[str, str, object], str] = {}
+    sites = {partition.site for partition in config.partitions.values() if partition is not None}
+    if config.routing.site and config.partitions and config.routing.site not in sites:
+        problems.add("routing.site", f"no partition has the site {config.routing.site!r}{nearest(config.routing.site, sites - {''})}")
     for name, partition in config.partitions.items():
         if partition is None:
             continue

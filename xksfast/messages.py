@@ -125,11 +125,15 @@ class ApplySnapshot(Message):
 
 
 class SnapshotApplied(Message):
-    """The snapshot is served. problems: keys that cannot be served and what to do, a sentence each."""
+    """The snapshot is served. problems: keys that cannot be served and what to do, a sentence each.
+
+    notes: keys that only some partitions of their group serve.
+    """
 
     seq: int
     worker: int
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | Drain

@@ -96,6 +96,8 @@ class Control:
         self._acked[message.worker] = message.seq
         for problem in message.problems:
             self._log.error("key_not_served", worker=message.worker, problem=problem)
+        for note in message.notes:
+            self._log.warning("key_served_in_part", worker=message.worker, note=note)
         self._log.info("snapshot_applied", worker=message.worker, seq=message.seq, problems=len(message.problems))
         self._free_former()
 

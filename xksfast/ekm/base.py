@@ -29,12 +29,14 @@ class KeyBinding:
     """A key as the request path uses it: either an engine key index or the address of a key in memory.
 
     problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.
+    note: it is served, but not by every partition: which and why; "" when all is well.
     owner: keeps the memory behind local_address alive.
     """
 
     engine_key: int = 0
     local_address: int = 0
     problem: str = ""
+    note: str = ""
     absent: bool = False
     owner: object = None
 

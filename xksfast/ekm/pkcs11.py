@@ -24,7 +24,12 @@ class TokenEngine:
     """The engine of one worker, built from the configuration. Raises OperatorError when a PIN or a module cannot be read."""
 
     def __init__(self, config: Config) -> None:
-        self.engine = Engine(max_queued=config.proxy.max_queued, probe_interval_s=float(config.proxy.health.probe_interval_s))
+        self.engine = Engine(
+            max_queued=config.proxy.max_queued,
+            probe_interval_s=float(config.proxy.health.probe_interval_s),
+            retry_budget=config.routing.retry_budget,
+            hedge_budget=config.routing.hedge_budget,
+        )
         self.partition_names = list(config.partitions)
         self._pins: list[Secret] = []  # the engine borrows them until it stops
         modules = {}
@@ -43,9 +48,12 @@ class TokenEngine:
                 profile=partition.profile,
                 sessions=partition.sessions,
                 health_check_label=self._health_check_label(config, name),
+                remote=bool(config.routing.site) and partition.site != config.routing.site,
             )
         self.groups = {
-            name: PartitionGroup(self.engine, name, {partition: indexes[partition] for partition in group.partitions})
+            name: PartitionGroup(
+                self.engine, name, {partition: indexes[partition] for partition in group.partitions}, group.verify == "other"
+            )
             for name, group in config.partition_groups.items()
         }
 
@@ -84,32 +92,35 @@ class TokenEngine:
 class PartitionGroup:
     """The partitions that serve the same keys, as a KeySource."""
 
-    def __init__(self, engine: Engine, name: str, partitions: dict[str, int]) -> None:
+    def __init__(self, engine: Engine, name: str, partitions: dict[str, int], verify_other: bool) -> None:
         if not partitions:
             raise OperatorError(f"partition_groups.{name}: no partitions: list at least one")
         self.name = name
         self.fleet = Fleet()
         self._engine = engine
         self._partitions = partitions
-        self._group = engine.add_group(list(partitions.values()))
+        self._group = engine.add_group(list(partitions.values()), verify_other=verify_other)
 
     def request(self, key: Key, pages: SecretPages) -> int:
         """Have the keepers look for the key by its label."""
         return self._engine.key_add(self._group, key.label)
 
     def binding(self, ticket: int, key: Key) -> KeyBinding:
-        """Served when at least one partition has it; else what each partition says."""
+        """Served when at least one partition has it with the rights that its usage needs; else what each partition says."""
         problems = []
         states = set()
+        served = False
         for partition, index in self._partitions.items():
             status = self._engine.key_status(ticket, index)
             states.add(status.state)
             if status.state == "usable":
-                problems.extend(self._missing_rights(key, partition, status.can_encrypt, status.can_decrypt))
+                missing = self._missing_rights(key, partition, status.can_encrypt, status.can_decrypt)
+                served = served or not missing
+                problems.extend(missing)
             else:
                 problems.append(f"partition {partition}: {status.reason or status.state}")
-        if "usable" in states and not problems:
-            return KeyBinding(engine_key=ticket)
+        if served:
+            return KeyBinding(engine_key=ticket, note="; ".join(problems))
         # "pending" is no verdict: the token does not answer now, and the engine itself refuses until it does.
         if states <= {"pending", "usable"} and "pending" in states:
             return KeyBinding(engine_key=ticket)

@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 cdef extern from "xks_api.h" nogil:
     cdef enum:
         XKS_API_ABI
+        XKS_TICK_NS
         XKS_SIGV4_MAX_HEADERS
 
     ctypedef enum xks_status:
@@ -85,6 +86,7 @@ cdef extern from "xks_api.h" nogil:
         uint64_t submitted_ns
         uint64_t started_ns
         uint64_t finished_ns
+        uint32_t attempts
 
     ctypedef struct xks_api:
         uint32_t abi
@@ -106,6 +108,7 @@ cdef extern from "xks_api.h" nogil:
         xks_status (*engine_submit)(xks_engine *engine, xks_job *job) noexcept
         void (*engine_flush)(xks_engine *engine) noexcept
         xks_job *(*engine_drain)(xks_engine *engine) noexcept
+        uint32_t (*engine_outstanding)(const xks_engine *engine) noexcept
         const char *(*ckr_name)(unsigned long ckr) noexcept
         xks_status (*tls_new)(xks_tls_context *context, xks_tls **out) noexcept
         void (*tls_free)(xks_tls *tls) noexcept

@@ -37,6 +37,7 @@ HEADERS = (
     "xks_local.h",
     "xks_ckr_name.h",
     "xks_engine.h",
+    "xks_router.h",
     "xks_p11_provision.h",
     "xks_api.h",
 )

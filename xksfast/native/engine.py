@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -28,6 +29,7 @@ _KEY_STATES = {
     lib.XKS_KEY_AMBIGUOUS: "ambiguous",
     lib.XKS_KEY_WRONG_TYPE: "wrong type",
     lib.XKS_KEY_FAILED: "failed",
+    lib.XKS_KEY_DIFFERENT: "different",
 }
 
 
@@ -65,6 +67,7 @@ class KeyStatus:
     can_decrypt: bool
     extractable: bool
     session_copy: bool
+    proven: bool
     reason: str
 
 
@@ -97,8 +100,20 @@ def _fields(struct: Any, cls: type, states: dict[int, str]) -> dict[str, Any]:
 class Engine:
     """The engine of one process. Add modules, partitions and groups, then start. `address` is for the request path."""
 
-    def __init__(self, *, max_queued: int, probe_interval_s: float) -> None:
-        config = ffi.new("xks_engine_config *", {"max_queued": max_queued, "probe_interval_ns": int(probe_interval_s * 1e9)})
+    def __init__(
+        self,
+        *,
+        max_queued: int,
+        probe_interval_s: float,
+        retry_budget: float = 0.2,
+        hedge_budget: float = 0.05,
+        seed: int | None = None,
+    ) -> None:
+        """max_queued: jobs that may wait. Budgets: retries and hedges per job, on average. seed: of the router's ties, None: random."""
+        config = ffi.new("xks_engine_config *")
+        config.max_queued, config.probe_interval_ns = max_queued, int(probe_interval_s * 1e9)
+        config.retry_budget, config.hedge_budget = retry_budget, hedge_budget
+        config.seed = secrets.randbits(64) if seed is None else seed
         out, error = ffi.new("xks_engine **"), error_buffer()
         check(lib.xks_engine_new(config, out, error), error)
         self.pointer = out[0]
@@ -128,6 +143,7 @@ class Engine:
         profile: str = "generic",
         sessions: int = 16,
         health_check_label: str | None = None,
+        remote: bool = False,
     ) -> int:
         """The partition's index. Exactly one of token_label, token_serial and slot names the token."""
         texts = _Texts()
@@ -136,7 +152,7 @@ class Engine:
         config.token_label, config.token_serial = texts(token_label), texts(token_serial)
         config.slot = NO_SLOT if slot is None else slot
         config.profile, config.sessions = texts(profile), sessions
-        config.health_check_label = texts(health_check_label)
+        config.health_check_label, config.remote = texts(health_check_label), remote
         if pin is not None:
             self._pins.append(pin)
             config.pin = pin.pointer
@@ -144,10 +160,11 @@ class Engine:
         check(lib.xks_engine_add_partition(self.pointer, config, index, error), error)
         return int(index[0])
 
-    def add_group(self, partitions: Sequence[int]) -> int:
-        """The group's index."""
+    def add_group(self, partitions: Sequence[int], *, verify_other: bool = False) -> int:
+        """The group's index. verify_other: a CDIV's check decrypt runs on another partition than the one that encrypted."""
+        policy = lib.XKS_VERIFY_OTHER if verify_other else lib.XKS_VERIFY_SAME
         index, error = ffi.new("uint32_t *"), error_buffer()
-        check(lib.xks_engine_add_group(self.pointer, list(partitions), len(partitions), index, error), error)
+        check(lib.xks_engine_add_group(self.pointer, list(partitions), len(partitions), policy, index, error), error)
         return int(index[0])
 
     def start(self) -> None:

@@ -23,7 +23,6 @@ cdef class Pipeline:
     cdef object loop
     cdef object request_log         # log.RequestLog or None
     cdef bint logs_success
-    cdef object pending             # deque of exchanges handed to the engine, oldest first
     cdef object sweep_timer
     cdef bint flush_scheduled
     cdef uint64_t deadline_budget_ns

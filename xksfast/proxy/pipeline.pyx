@@ -3,7 +3,8 @@
 
 Everything runs on the event loop without awaiting; a job of a PKCS#11 key leaves for the engine and comes back through one
 eventfd for many. A refusal is an XksError raised where it is found and rendered in one place. A newcomer's trap: `job.owner` holds
-a reference to its Exchange from submit until the completion is drained, even when the client was answered (deadline) or is gone.
+a reference to its Exchange from submit until a job with that owner is drained, even when the client is gone; the drained job may be
+another than the one submitted (a hedge that won, a stand-in for one that hangs in a token).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -14,14 +15,12 @@ from libc.string cimport memcpy
 
 from xksfast.native.api cimport (
     XKS_BAD_INPUT, XKS_BUSY, XKS_DECRYPT, XKS_ENCRYPT, XKS_NOT_AUTHENTIC, XKS_NOT_FOUND, XKS_NOT_PERMITTED, XKS_OK,
-    XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
+    XKS_TICK_NS, XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
 )
 from xksfast.proxy.exchange cimport Exchange
 from xksfast.proxy.serving cimport ServedKey, ServedStore, ServingTable
 from xksfast.wire.responses cimport decrypt_response, encrypt_response, error_response, json_response
 from xksfast.wire.routes cimport DECRYPT, ENCRYPT, GET_HEALTH_STATUS, GET_KEY_METADATA
-
-from collections import deque
 
 import msgspec
 import orjson
@@ -39,7 +38,7 @@ cdef size_t MAX_AAD = limits.MAX_AAD_BYTES
 cdef size_t MAX_METADATA = limits.MAX_METADATA_BYTES
 cdef size_t TAG_BYTES = limits.TAG_BYTES
 cdef uint32_t NO_PARTITION = 0xFFFFFFFF
-cdef double SWEEP_INTERVAL_S = 0.005
+cdef double SWEEP_INTERVAL_S = XKS_TICK_NS / 1e9
 
 cdef object decode_encrypt = bodies.decode_encrypt
 cdef object decode_decrypt = bodies.decode_decrypt
@@ -92,7 +91,6 @@ cdef class Pipeline:
         self.table = ServingTable(0, ())
         self.request_log = request_log
         self.logs_success = logs_success
-        self.pending = deque()
         self.sweep_timer = None
         self.flush_scheduled = False
         self.deadline_budget_ns = <uint64_t>deadline_ms * 1000000
@@ -104,8 +102,8 @@ cdef class Pipeline:
 
     @property
     def in_flight(self):
-        """Exchanges with the engine that are not yet swept: an upper bound of the unanswered ones."""
-        return len(self.pending)
+        """Jobs with the engine that are not answered, and calls that it still waits for: an upper bound of the unanswered ones."""
+        return API.engine_outstanding(self.engine) if self.engine != NULL else 0
 
     def replace_table(self, ServingTable table not None):
         """Serve `table` from now on. Blocks hold from this call, for results in flight as well."""
@@ -298,12 +296,16 @@ cdef class Pipeline:
         status = API.engine_submit(self.engine, job)
         if status == XKS_BUSY:
             raise XksError(XksErrorName.THROTTLING, "The proxy is at its limit of queued requests", cause="engine queue full")
+        if status == XKS_TIMEOUT:
+            raise XksError(
+                XksErrorName.DEPENDENCY_TIMEOUT, "The key manager cannot answer in time", cause="no partition would answer in time"
+            )
         if status == XKS_NOT_FOUND:
             raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause="no ready partition has the key")
         if status != XKS_OK:
             raise XksError(XksErrorName.INTERNAL, "The key manager is not available", cause="no partition is ready")
         Py_INCREF(exchange)
-        self.pending.append(exchange)
+        exchange.job = NULL  # the engine's until it is drained
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self.loop.call_soon(self._flush)
@@ -316,7 +318,7 @@ cdef class Pipeline:
         API.engine_flush(self.engine)
 
     def on_completions(self):
-        """The engine's eventfd is readable: take all finished jobs."""
+        """The engine's eventfd is readable: take all answered jobs."""
         cdef xks_job *job = API.engine_drain(self.engine)
         cdef xks_job *following
         cdef Exchange exchange
@@ -324,29 +326,16 @@ cdef class Pipeline:
             following = job.next
             exchange = <Exchange>job.owner
             Py_DECREF(exchange)
-            if exchange.answered:
-                API.job_release(self.jobs, job)
-                exchange.job = NULL
-            else:
-                self._finish(exchange)
+            exchange.job = job
+            self._finish(exchange)
             job = following
 
     def _sweep(self):
-        """While jobs are out: answer those past their deadline, take completions whose wake-up is being held back, and have jobs that
-        wait behind a call that hangs taken by another worker."""
-        cdef uint64_t now
-        cdef Exchange exchange
+        """While jobs are out: the engine answers those past their deadline, retries, hedges, and wakes workers behind a call that hangs."""
         self.on_completions()
-        API.engine_flush(self.engine)
-        now = API.monotonic_ns()
-        while self.pending:
-            exchange = self.pending[0]
-            if not exchange.answered:
-                if now < exchange.deadline_ns:
-                    break
-                self.refuse(exchange, XksError(XksErrorName.DEPENDENCY_TIMEOUT, "The key manager did not answer in time"))
-            self.pending.popleft()
-        self.sweep_timer = self.loop.call_later(SWEEP_INTERVAL_S, self._sweep) if self.pending else None
+        self.sweep_timer = (
+            self.loop.call_later(SWEEP_INTERVAL_S, self._sweep) if API.engine_outstanding(self.engine) > 0 else None
+        )
 
     cdef void _finish(self, Exchange exchange):
         """The job ran: answer with its result. The one place where a result leaves, so blocks are looked at once more here."""

@@ -24,6 +24,7 @@ class PreparedTable:
     def __init__(self, snapshot: Snapshot, pages: SecretPages, sources: Mapping[str, KeySource]) -> None:
         self.snapshot = snapshot
         self.problems: list[str] = []
+        self.notes: list[str] = []
         self._pages = pages
         self._sources = sources
         self._tickets: list[tuple[KeySource, int]] = []
@@ -43,7 +44,7 @@ class PreparedTable:
             self._tickets.extend((source, ticket) for ticket in tickets)
 
     def finish(self) -> ServingTable:
-        """The table, after the sources have settled. `problems` then names each key that cannot be served."""
+        """The table, after the sources have settled. `problems` then names each key that cannot be served, `notes` those that only some partitions serve."""
         stores = []
         for store in self.snapshot.key_stores:
             source = self._source(store)
@@ -54,6 +55,8 @@ class PreparedTable:
                 binding = source.binding(ticket, key)
                 if binding.problem:
                     self.problems.append(f"key store {store.name}: key {key.external_key_id}: {binding.problem}")
+                if binding.note:
+                    self.notes.append(f"key store {store.name}: key {key.external_key_id}: {binding.note}")
                 keys.append(ServedKey(key, binding))
             stores.append(ServedStore(store, self._keyring(store), keys, source.fleet))
         return ServingTable(self.snapshot.seq, stores)

@@ -39,6 +39,7 @@ from xksfast.proxy.serving_builder import PreparedTable
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 SETTLE_TIMEOUT_S = 15.0
+MAX_NOTES = 100  # a partition that is out concerns every key: the first of them tell enough
 RELEASE_AFTER_S = 30.0  # far above any request's deadline
 
 
@@ -179,7 +180,12 @@ class Worker:
             self._loop.call_later(RELEASE_AFTER_S, former.release)
         if self._control is not None:
             self._control.send(
-                messages.SnapshotApplied(seq=snapshot.seq, worker=self._index, problems=tuple(prepared.problems))
+                messages.SnapshotApplied(
+                    seq=snapshot.seq,
+                    worker=self._index,
+                    problems=tuple(prepared.problems),
+                    notes=tuple(prepared.notes[:MAX_NOTES]),
+                )
             )
         if not self._ready:
             self._ready = True

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "xks_engine_internal.h"
+
+#include "xks_ckr_name.h"
+#include "xks_clock.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* --- waiting until the engine has settled */
+
+void xks_engine_announce(xks_engine *engine)
+{
+    atomic_fetch_add(&engine->changes, 1);
+    xks_engine_wake_loop(engine);
+    pthread_mutex_lock(&engine->lock);
+    pthread_cond_broadcast(&engine->settled);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+static bool is_settled(xks_engine *engine)
+{
+    bool settled = true;
+    for (uint32_t i = 0; i < engine->partition_count && settled; i++) {
+        engine_partition *partition = engine->partitions[i];
+        pthread_mutex_lock(&partition->lock);
+        int state = atomic_load(&partition->state);
+        settled = state != XKS_PARTITION_STARTING && (state != XKS_PARTITION_READY || partition->keys_pending == 0);
+        pthread_mutex_unlock(&partition->lock);
+    }
+    return settled;
+}
+
+xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns)
+{
+    uint64_t until_ns = xks_monotonic_ns() + timeout_ns;
+    struct timespec until = {(time_t)(until_ns / 1000000000U), (long)(until_ns % 1000000000U)};
+    xks_status status = XKS_OK;
+    pthread_mutex_lock(&engine->lock);
+    while (!is_settled(engine)) {
+        if (pthread_cond_timedwait(&engine->settled, &engine->lock, &until) == ETIMEDOUT) {
+            status = XKS_TIMEOUT;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return status;
+}
+
+/* --- counting calls; the loop thread's */
+
+/* A bucket is found by the position of the highest bit and the two bits below it. */
+static uint32_t bucket_of(uint64_t duration_ns)
+{
+    uint64_t us4 = duration_ns / 256; /* quarters of about a microsecond */
+    if (us4 < 4) {
+        return 0;
+    }
+    uint32_t exponent = 63U - (uint32_t)__builtin_clzll(us4);
+    uint32_t bucket = (exponent - 2) * 4 + (uint32_t)((us4 >> (exponent - 2)) & 3) + 1;
+    return bucket < XKS_LATENCY_BUCKETS ? bucket : XKS_LATENCY_BUCKETS - 1;
+}
+
+uint64_t xks_engine_latency_bound_ns(uint32_t bucket)
+{
+    if (bucket >= XKS_LATENCY_BUCKETS - 1) {
+        return UINT64_MAX;
+    }
+    return bucket == 0 ? 1023 : ((uint64_t)(5 + (bucket - 1) % 4) << ((bucket - 1) / 4)) * 256 - 1;
+}
+
+static void count_ckr(partition_counters *counters, unsigned long rv)
+{
+    uint32_t ckr = rv > UINT32_MAX ? XKS_OTHER_CKR : (uint32_t)rv;
+    for (uint32_t i = 0; i < XKS_COUNTED_CKRS; i++) {
+        xks_ckr_count *known = &counters->errors[i];
+        if (known->count == 0 || known->ckr == ckr || i == XKS_COUNTED_CKRS - 1) {
+            known->ckr = known->count == 0 || known->ckr == ckr ? ckr : XKS_OTHER_CKR;
+            known->count++;
+            return;
+        }
+    }
+}
+
+void xks_engine_count_call(engine_partition *partition, const xks_job *job)
+{
+    if (job->ckr != 0) {
+        count_ckr(&partition->counters, job->ckr);
+    }
+    if (job->status == XKS_OK) {
+        partition->counters.latency[bucket_of(job->finished_ns - job->started_ns)]++;
+    }
+}
+
+/* --- what the keepers and the router know */
+
+static const char *reason_name(xks_route_reason reason)
+{
+    switch (reason) {
+    case XKS_REASON_ELIGIBLE: return "eligible";
+    case XKS_REASON_OUT_OF_SERVICE: return "out_of_service";
+    case XKS_REASON_FULL: return "full";
+    case XKS_REASON_TOO_SLOW: return "too_slow";
+    case XKS_REASON_STALLED: return "stalled";
+    case XKS_REASON_REMOTE: return "remote";
+    case XKS_REASON_TRIED: return "tried";
+    case XKS_REASON_BUSY: return "busy";
+    case XKS_REASON_NO_KEY: break;
+    }
+    return "no_key";
+}
+
+static void read_route(xks_engine *engine, uint32_t partition, xks_partition_status *out)
+{
+    xks_route_view view;
+    if (engine->router == NULL) {
+        return;
+    }
+    xks_router_view(engine->router, partition, xks_monotonic_ns(), &view);
+    out->in_service = view.in_service;
+    out->in_flight = view.in_flight;
+    out->limit = view.limit;
+    out->concurrency = view.concurrency;
+    out->median_ns = view.median_ns;
+    out->p95_ns = view.p95_ns;
+    out->oldest_call_ns = view.oldest_call_ns;
+    out->slow_start = view.slow_start;
+    snprintf(out->route_reason, sizeof out->route_reason, "%s", reason_name(view.reason));
+    out->firsts = view.firsts;
+    out->retries = view.retries;
+    out->hedges = view.hedges;
+    out->checks = view.checks;
+    out->faults = view.faults;
+    out->opens = view.opens;
+}
+
+xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, xks_partition_status *out)
+{
+    if (partition >= engine->partition_count) {
+        return XKS_NOT_FOUND;
+    }
+    engine_partition *p = engine->partitions[partition];
+    memset(out, 0, sizeof *out);
+    read_route(engine, partition, out);
+    memcpy(out->errors, p->counters.errors, sizeof out->errors);
+    memcpy(out->latency_counts, p->counters.latency, sizeof out->latency_counts);
+    pthread_mutex_lock(&p->lock);
+    out->state = (xks_partition_state)atomic_load(&p->state);
+    memcpy(out->reason, p->reason, sizeof out->reason);
+    memcpy(out->token_label, p->info.label, sizeof out->token_label);
+    memcpy(out->manufacturer, p->info.manufacturer, sizeof out->manufacturer);
+    memcpy(out->model, p->info.model, sizeof out->model);
+    memcpy(out->serial, p->info.serial, sizeof out->serial);
+    out->firmware_major = p->info.firmware_major;
+    out->firmware_minor = p->info.firmware_minor;
+    out->sessions_open = p->sessions_open;
+    out->sessions_wanted = p->sessions;
+    out->login_epoch = p->epoch;
+    out->operations = p->operations;
+    out->failures = p->failures;
+    out->last_probe_ns = p->last_probe_ns;
+    out->last_good_probe_ns = p->last_good_probe_ns;
+    out->probe_duration_ns = p->probe_duration_ns;
+    out->tag_failure_ckr = p->tag_failure;
+    out->message_api = p->message_api;
+    out->lost_threads = p->lost;
+    memcpy(out->last_open_reason, p->last_open_reason, sizeof out->last_open_reason);
+    out->last_open_unix_s = p->last_open_unix_s;
+    snprintf(out->iv_mode, sizeof out->iv_mode, "%s", xks_iv_mode_name(p->profile->iv_mode));
+    pthread_mutex_unlock(&p->lock);
+    return XKS_OK;
+}
+
+void xks_engine_totals_read(const xks_engine *engine, xks_engine_totals *out)
+{
+    *out = engine->totals;
+    out->waiting = engine->waiting;
+    out->in_flight = engine->calls;
+}
+
+/* What is wrong with a key and what to do, in words. */
+static void explain(xks_key_state state, CK_RV rv, const engine_key *key, const char *token, char *out)
+{
+    int len = (int)(key->label_len < 128 ? key->label_len : 128);
+    out[0] = '\0';
+    switch (state) {
+    case XKS_KEY_USABLE:
+        break;
+    case XKS_KEY_PENDING:
+        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' has not been looked for yet", len, key->label);
+        break;
+    case XKS_KEY_ABSENT:
+        snprintf(out, XKS_ERROR_TEXT_BYTES,
+                 "token '%s' has no secret key with the label '%.*s': create it, correct the label, or set create = true", token, len,
+                 key->label);
+        break;
+    case XKS_KEY_AMBIGUOUS:
+        snprintf(out, XKS_ERROR_TEXT_BYTES,
+                 "token '%s' has several secret keys with the label '%.*s': give each a label of its own", token, len, key->label);
+        break;
+    case XKS_KEY_WRONG_TYPE:
+        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' on token '%s' is not AES with 256 bits: XKS knows no other", len,
+                 key->label, token);
+        break;
+    case XKS_KEY_FAILED:
+        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' on token '%s' cannot be read: %s (0x%lx)", len, key->label, token,
+                 xks_ckr_name(rv), rv);
+        break;
+    case XKS_KEY_DIFFERENT:
+        snprintf(out, XKS_ERROR_TEXT_BYTES,
+                 "the key '%.*s' on token '%s' is another key than the one that the group's other partitions have under this label: "
+                 "find out which is right (xksfast partition verify), remove the wrong one and replicate",
+                 len, key->label, token);
+        break;
+    }
+}
+
+xks_status xks_engine_key_status(xks_engine *engine, uint32_t key, uint32_t partition, xks_key_status *out)
+{
+    xks_status status = XKS_NOT_FOUND;
+    memset(out, 0, sizeof *out);
+    pthread_mutex_lock(&engine->lock);
+    if (partition < engine->partition_count && key < engine->keys_used && xks_engine_key_at(engine, key)->references > 0) {
+        engine_partition *p = engine->partitions[partition];
+        pthread_mutex_lock(&p->lock);
+        const partition_key *known = xks_partition_key_at(p, key);
+        out->state = (xks_key_state)atomic_load(&known->state);
+        out->can_encrypt = known->can_encrypt;
+        out->can_decrypt = known->can_decrypt;
+        out->extractable = known->extractable;
+        out->session_copy = known->copied;
+        out->proven = known->proven;
+        if (atomic_load(&p->state) != XKS_PARTITION_READY) {
+            out->state = XKS_KEY_PENDING;
+            snprintf(out->reason, sizeof out->reason, "the partition is not ready: %.400s", p->reason);
+        } else {
+            explain(out->state, known->rv, xks_engine_key_at(engine, key), p->info.label, out->reason);
+        }
+        pthread_mutex_unlock(&p->lock);
+        status = XKS_OK;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return status;
+}
