@@ -191,9 +191,9 @@ static inline CK_RV encrypt_init(fixture *t, CK_SESSION_HANDLE session, CK_OBJEC
 /* 48 bytes of 'p' under an IV that no other call has: out needs 80 bytes. */
 static inline CK_RV encrypt(fixture *t, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, CK_BYTE iv[12], CK_BYTE *out, CK_ULONG *out_len)
 {
-    static _Atomic(uint64_t) counter = 1;
+    static uint64_t counter = 1;
     CK_BYTE plain[48];
-    uint64_t number = __atomic_fetch_add((uint64_t *)(void *)&counter, 1, __ATOMIC_RELAXED);
+    uint64_t number = __atomic_fetch_add(&counter, 1, __ATOMIC_RELAXED);
     memset(plain, 'p', sizeof plain);
     memset(iv, 0, 12);
     memcpy(iv, &number, sizeof number);

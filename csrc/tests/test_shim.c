@@ -256,13 +256,19 @@ static void join_workers(worker *workers, size_t count, CK_RV expected)
     }
 }
 
+/* Least of three: a busy machine only adds. */
 static uint64_t time_of_workers(fixture *t, size_t count, int calls)
 {
     worker workers[16];
-    uint64_t begin = now_ns();
-    run_workers(t, workers, count, calls);
-    join_workers(workers, count, CKR_OK);
-    return now_ns() - begin;
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < 3; i++) {
+        uint64_t begin = now_ns();
+        run_workers(t, workers, count, calls);
+        join_workers(workers, count, CKR_OK);
+        uint64_t took = now_ns() - begin;
+        least = took < least ? took : least;
+    }
+    return least;
 }
 
 static void servers_limit_the_throughput(bool softhsm)
