@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import base64
+import datetime
+import hashlib
 import http.client
 import json
 import os
@@ -21,6 +23,20 @@ METADATA = {
     "kmsKeyArn": "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab",
     "kmsRequestId": "4112f4d6-db54-4af4-ae30-c55a22a8dfae",
 }
+
+
+class DatedAuth(SigV4Auth):
+    """botocore's signer with the date given, so that requests can be signed before they are due."""
+
+    def __init__(self, credentials: Credentials, region: str, at: datetime.datetime) -> None:
+        super().__init__(credentials, SERVICE, region)
+        self._stamp = at.astimezone(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+
+    def add_auth(self, request: AWSRequest) -> None:
+        request.context["timestamp"] = self._stamp
+        self._modify_request_before_signing(request)
+        to_sign = self.string_to_sign(request, self.canonical_request(request))
+        self._inject_signature_to_request(request, self.signature(to_sign, request))
 
 
 @dataclass(frozen=True)
@@ -50,12 +66,19 @@ class Target:
         """The URI path of an operation on a key."""
         return f"{self.prefix}/kms/xks/v1/keys/{key}/{operation}"
 
-    def sign(self, path: str, body: bytes) -> dict[str, str]:
-        """All headers of the signed request."""
+    def sign(self, path: str, body: bytes, at: datetime.datetime | None = None) -> dict[str, str]:
+        """All headers of the signed request. at: its date, now if not given; the server accepts five minutes either way."""
         request = AWSRequest(method="POST", url=self.url + path, data=body, headers={"Content-Type": "application/json"})
-        SigV4Auth(Credentials(self.access_key_id, self.secret_access_key), SERVICE, self.region).add_auth(request)
+        credentials = Credentials(self.access_key_id, self.secret_access_key)
+        DatedAuth(credentials, self.region, at or datetime.datetime.now(datetime.UTC)).add_auth(request)
         host = self.url.split("://")[1]
         return {"Host": host, **dict(request.headers.items())}
+
+    def raw(self, path: str, body: bytes, at: datetime.datetime | None = None) -> bytes:
+        """The signed request as it goes over the wire."""
+        headers = {**self.sign(path, body, at), "Content-Length": str(len(body))}
+        lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + body
 
     def post(self, path: str, document: dict[str, object]) -> tuple[int, dict[str, str]]:
         """(HTTP status, JSON answer) of one signed request."""
@@ -74,29 +97,49 @@ class Target:
             connection.close()
 
 
-def encrypt_document(plaintext_bytes: int = 48, aad_bytes: int = 64) -> dict[str, object]:
-    """An Encrypt body with random plaintext and AAD."""
+def encrypt_document(plaintext_bytes: int = 48, aad_bytes: int = 64, *, cdiv: bool = False) -> dict[str, object]:
+    """An Encrypt body with random plaintext and AAD. cdiv: as for GenerateDataKey, with the integrity value asked for."""
     return {
-        "requestMetadata": {**METADATA, "kmsOperation": "Encrypt"},
+        "requestMetadata": {**METADATA, "kmsOperation": "GenerateDataKey" if cdiv else "Encrypt"},
         "additionalAuthenticatedData": base64.b64encode(os.urandom(aad_bytes)).decode(),
         "plaintext": base64.b64encode(os.urandom(plaintext_bytes)).decode(),
         "encryptionAlgorithm": "AES_GCM",
+        **({"ciphertextDataIntegrityValueAlgorithm": "SHA_256"} if cdiv else {}),
     }
 
 
-def prove_encrypt(target: Target, key: str, document: dict[str, object]) -> dict[str, str]:
-    """Encrypt, decrypt, compare; the Encrypt answer. AssertionError when the server is wrong: nothing is timed then."""
-    status, answer = target.post(target.path(key, "encrypt"), document)
-    assert status == 200, (status, answer)
-    back = {
+def decrypt_document(document: dict[str, object], answer: dict[str, str]) -> dict[str, object]:
+    """The Decrypt body for what `document` was answered with."""
+    return {
         "requestMetadata": {**METADATA, "kmsOperation": "Decrypt"},
         "additionalAuthenticatedData": document["additionalAuthenticatedData"],
         "ciphertext": answer["ciphertext"],
         "initializationVector": answer["initializationVector"],
         "authenticationTag": answer["authenticationTag"],
         "encryptionAlgorithm": "AES_GCM",
+        **({"ciphertextMetadata": answer["ciphertextMetadata"]} if "ciphertextMetadata" in answer else {}),
     }
-    status, opened = target.post(target.path(key, "decrypt"), back)
+
+
+def prove_answer(target: Target, key: str, document: dict[str, object], answer: dict[str, str]) -> None:
+    """Decrypt what an Encrypt was answered with and compare; the CDIV too. AssertionError when the server was wrong."""
+    status, opened = target.post(target.path(key, "decrypt"), decrypt_document(document, answer))
     assert status == 200, (status, opened)
     assert opened["plaintext"] == document["plaintext"]
+    if "ciphertextDataIntegrityValueAlgorithm" in document:
+        assert answer["ciphertextDataIntegrityValue"] == integrity_value(document, answer)
+
+
+def integrity_value(document: dict[str, object], answer: dict[str, str]) -> str:
+    """The CDIV: SHA-256 over AAD, metadata, IV, ciphertext and tag. Source: XKS Proxy API spec v1.0.3, Appendix C."""
+    parts = [str(document["additionalAuthenticatedData"]), answer.get("ciphertextMetadata", "")]
+    parts += [answer[name] for name in ("initializationVector", "ciphertext", "authenticationTag")]
+    return base64.b64encode(hashlib.sha256(b"".join(base64.b64decode(part) for part in parts)).digest()).decode()
+
+
+def prove_encrypt(target: Target, key: str, document: dict[str, object]) -> dict[str, str]:
+    """Encrypt, decrypt, compare; the Encrypt answer. AssertionError when the server is wrong: nothing is timed then."""
+    status, answer = target.post(target.path(key, "encrypt"), document)
+    assert status == 200, (status, answer)
+    prove_answer(target, key, document, answer)
     return answer

@@ -1,0 +1,467 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* open_loop.c - sends pre-signed HTTP/1.1 requests when a schedule says so, and writes down what became of each.
+ *
+ * usage: open_loop PORT ARRIVALS RATE SECONDS START_NS CONNECTIONS MAX_CONNECTIONS SEED SPIN REQUESTS RECORDS
+ *
+ * An open loop: the schedule decides when a request is due, not the answer to the one before, and latency counts from that moment.
+ * So a server that stops for a second shows a second's worth of late answers, where a closed loop (wrk) shows one per connection.
+ * No Debian package does Poisson arrivals with a record per request (wrk is closed, h2load paces but keeps percentiles only), and
+ * none sends a mix with an expected status each.
+ *
+ * ARRIVALS:  constant | poisson | closed (RATE is ignored: each connection sends as soon as it was answered)
+ * START_NS:  CLOCK_MONOTONIC at which the first second begins, so that whoever injects faults has the same clock; 0: now
+ * SPIN:      1: never sleep, for the last microseconds; 0: sleep until something is due or arrives
+ * REQUESTS:  for each request a line "KIND WEIGHT FROM_S SAMPLE LENGTH", LENGTH bytes, a newline. Of the requests whose FROM_S is not
+ *            in the future those with the latest one are used: so a run longer than a signature is valid has several sets.
+ *            SAMPLE: keep every so many-th 200 answer's body; 0: none.
+ * RECORDS:   a header and one `record` per request, in the order in which they were due; then the sampled answers.
+ *
+ * One thread; one request at a time on a connection. A connection that the server closed is opened again; its request has status 1.
+ * What is not answered GRACE_NS after the last one was due has status 0.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define GRACE_NS 3000000000U
+#define MAX_REQUESTS 4096
+#define MAX_REQUEST_BYTES 131072 /* less than a socket buffer: one send takes all of it */
+#define ANSWER_BYTES 65536
+#define MAX_SAMPLES 256
+#define STATUS_NO_ANSWER 0
+#define STATUS_BROKEN 1
+#define NOBODY UINT64_MAX
+
+typedef struct request {
+    uint32_t kind, weight, from_s, sample;
+    size_t len;
+    char *bytes;
+} request;
+
+typedef struct record {
+    uint64_t due_ns, sent_ns, done_ns; /* CLOCK_MONOTONIC */
+    uint32_t kind;
+    uint32_t status;
+} record;
+
+typedef struct header {
+    char magic[8];
+    uint64_t start_ns, end_ns, count, samples, connections; /* connections: opened in all */
+} header;
+
+typedef struct sample {
+    uint32_t request;
+    uint32_t len;
+    char *body;
+} sample;
+
+typedef struct connection {
+    int fd;
+    bool connecting;
+    uint64_t record; /* NOBODY: free */
+    uint32_t request;
+    size_t len, need; /* of the answer: read, and in all once the header is known */
+    char *answer;
+} connection;
+
+typedef struct generator {
+    int epoll, port;
+    request requests[MAX_REQUESTS];
+    uint32_t request_count, set_first, set_count, total_weight;
+    uint64_t start_ns, next_set_ns; /* next_set_ns: when the next set of requests holds */
+    connection *connections;
+    uint32_t *idle;
+    uint32_t connection_count, idle_count, max_connections;
+    record *records;
+    uint64_t scheduled, sent, finished, capacity, opened, random;
+    sample samples[MAX_SAMPLES];
+    uint32_t sample_count, answers_200;
+} generator;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "open_loop: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t next_random(generator *g) /* splitmix64 */
+{
+    uint64_t z = g->random += 0x9E3779B97F4A7C15U;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
+    return z ^ (z >> 31);
+}
+
+static double next_unit(generator *g) /* in (0, 1] */
+{
+    return ((double)(next_random(g) >> 11) + 1.0) / 9007199254740992.0;
+}
+
+static void read_requests(generator *g, const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        die(path);
+    }
+    for (;;) {
+        request *r = &g->requests[g->request_count];
+        int fields = fscanf(file, "%u %u %u %u %zu", &r->kind, &r->weight, &r->from_s, &r->sample, &r->len);
+        if (fields == EOF) {
+            break;
+        }
+        if (fields != 5 || fgetc(file) != '\n' || r->weight == 0 || r->len == 0 || r->len > MAX_REQUEST_BYTES ||
+            g->request_count == MAX_REQUESTS - 1 || (r->bytes = malloc(r->len)) == NULL ||
+            fread(r->bytes, 1, r->len, file) != r->len || fgetc(file) != '\n') {
+            fprintf(stderr, "open_loop: %s: request %u is malformed\n", path, g->request_count);
+            exit(1);
+        }
+        g->request_count++;
+    }
+    fclose(file);
+    if (g->request_count == 0 || g->requests[0].from_s != 0) {
+        fprintf(stderr, "open_loop: %s: no request that is valid from second 0 on\n", path);
+        exit(1);
+    }
+}
+
+/* Use the set of requests that holds at this time. They stand in the order of from_s. */
+static void choose_set(generator *g, uint64_t now)
+{
+    uint64_t second = now > g->start_ns ? (now - g->start_ns) / 1000000000U : 0;
+    uint32_t i = g->set_first + g->set_count;
+    while (i < g->request_count && g->requests[i].from_s <= second) {
+        uint32_t from_s = g->requests[i].from_s;
+        g->set_first = i;
+        g->total_weight = 0;
+        for (; i < g->request_count && g->requests[i].from_s == from_s; i++) {
+            g->total_weight += g->requests[i].weight;
+        }
+        g->set_count = i - g->set_first;
+    }
+    g->next_set_ns = i < g->request_count ? g->start_ns + g->requests[i].from_s * 1000000000ULL : UINT64_MAX;
+}
+
+static uint32_t choose_request(generator *g)
+{
+    uint32_t at = (uint32_t)(next_random(g) % g->total_weight), i = g->set_first;
+    while (at >= g->requests[i].weight) {
+        at -= g->requests[i++].weight;
+    }
+    return i;
+}
+
+static void open_connection(generator *g, uint32_t number)
+{
+    connection *c = &g->connections[number];
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)g->port)};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u32 = number};
+    int yes = 1;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0 || setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) != 0) {
+        die("socket");
+    }
+    c->connecting = true;
+    c->record = NOBODY;
+    c->len = c->need = 0;
+    if (connect(c->fd, (struct sockaddr *)&address, sizeof address) == 0) {
+        c->connecting = false;
+    } else if (errno != EINPROGRESS) {
+        die("connect");
+    }
+    if (epoll_ctl(g->epoll, EPOLL_CTL_ADD, c->fd, &event) != 0) {
+        die("epoll_ctl");
+    }
+    g->opened++;
+}
+
+static void finish(generator *g, connection *c, uint32_t status)
+{
+    record *r = &g->records[c->record];
+    r->done_ns = now_ns();
+    r->status = status;
+    c->record = NOBODY;
+    c->len = c->need = 0;
+    g->finished++;
+}
+
+/* The server ended it: what was on the way counts as broken, and the connection is opened anew. */
+static void broken(generator *g, uint32_t number)
+{
+    connection *c = &g->connections[number];
+    bool was_idle = c->record == NOBODY && !c->connecting;
+    bool refused = c->connecting;
+    if (c->record != NOBODY) {
+        finish(g, c, STATUS_BROKEN);
+    } else if (refused) {
+        fprintf(stderr, "open_loop: nobody listens on port %d\n", g->port);
+        exit(1);
+    }
+    close(c->fd);
+    open_connection(g, number);
+    if (!was_idle) {
+        g->idle[g->idle_count++] = number;
+    }
+}
+
+static void transmit(generator *g, uint32_t number)
+{
+    connection *c = &g->connections[number];
+    const request *r = &g->requests[c->request];
+    ssize_t n = send(c->fd, r->bytes, r->len, MSG_NOSIGNAL);
+    g->records[c->record].sent_ns = now_ns();
+    if (n != (ssize_t)r->len) {
+        broken(g, number);
+    }
+}
+
+static void send_due(generator *g)
+{
+    while (g->sent < g->scheduled) {
+        uint32_t number;
+        if (g->idle_count > 0) {
+            number = g->idle[--g->idle_count];
+        } else if (g->connection_count < g->max_connections) {
+            number = g->connection_count++;
+            open_connection(g, number);
+        } else {
+            return;
+        }
+        connection *c = &g->connections[number];
+        c->record = g->sent++;
+        c->request = choose_request(g);
+        g->records[c->record].kind = g->requests[c->request].kind;
+        if (!c->connecting) {
+            transmit(g, number);
+        }
+    }
+}
+
+static void keep_sample(generator *g, const connection *c, const char *body, size_t len)
+{
+    uint32_t every = g->requests[c->request].sample;
+    if (every == 0 || g->sample_count == MAX_SAMPLES || g->answers_200++ % every != 0) {
+        return;
+    }
+    sample *s = &g->samples[g->sample_count];
+    s->body = malloc(len);
+    if (s->body != NULL) {
+        memcpy(s->body, body, len);
+        s->len = (uint32_t)len;
+        s->request = c->request;
+        g->sample_count++;
+    }
+}
+
+/* Where the body begins, once the header is whole; SIZE_MAX: it is no HTTP answer with a Content-Length. */
+static size_t parse_header(connection *c, size_t *body)
+{
+    char *end = memmem(c->answer, c->len, "\r\n\r\n", 4);
+    if (end == NULL) {
+        return c->len == ANSWER_BYTES ? SIZE_MAX : 0;
+    }
+    *body = (size_t)(end - c->answer) + 4;
+    for (char *line = c->answer; line < end; line = (char *)memchr(line, '\n', *body - (size_t)(line - c->answer)) + 1) {
+        if (strncasecmp(line, "Content-Length:", 15) == 0) {
+            size_t length = strtoul(line + 15, NULL, 10);
+            return length <= ANSWER_BYTES - *body ? *body + length : SIZE_MAX;
+        }
+    }
+    return SIZE_MAX;
+}
+
+static void receive(generator *g, uint32_t number)
+{
+    connection *c = &g->connections[number];
+    for (;;) {
+        ssize_t n = recv(c->fd, c->answer + c->len, ANSWER_BYTES - c->len, 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+            return;
+        }
+        if (n <= 0 || c->record == NOBODY) {
+            broken(g, number);
+            return;
+        }
+        c->len += (size_t)n;
+        size_t body = 0;
+        c->need = parse_header(c, &body);
+        if (c->need == SIZE_MAX || (c->need > 0 && body < 16)) {
+            broken(g, number);
+            return;
+        }
+        if (c->need > 0 && c->len >= c->need) {
+            uint32_t status = (uint32_t)strtoul((char[4]){c->answer[9], c->answer[10], c->answer[11], 0}, NULL, 10);
+            bool closes = memmem(c->answer, body, "onnection: close", 16) != NULL;
+            if (status == 200) {
+                keep_sample(g, c, c->answer + body, c->need - body);
+            }
+            finish(g, c, status);
+            if (closes) {
+                close(c->fd);
+                open_connection(g, number);
+            }
+            g->idle[g->idle_count++] = number;
+            return;
+        }
+    }
+}
+
+static void handle(generator *g, const struct epoll_event *event)
+{
+    uint32_t number = event->data.u32;
+    connection *c = &g->connections[number];
+    if (c->connecting && event->events & (EPOLLERR | EPOLLHUP)) {
+        broken(g, number);
+        return;
+    }
+    if (c->connecting && event->events & EPOLLOUT) {
+        c->connecting = false;
+        if (c->record != NOBODY) {
+            transmit(g, number);
+        }
+        return;
+    }
+    if (event->events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+        receive(g, number);
+    }
+}
+
+static void schedule(generator *g, uint64_t due_ns)
+{
+    if (g->scheduled == g->capacity) {
+        g->capacity = g->capacity == 0 ? 1 << 20 : g->capacity * 2;
+        g->records = realloc(g->records, g->capacity * sizeof *g->records);
+        if (g->records == NULL) {
+            die("memory");
+        }
+    }
+    g->records[g->scheduled++] = (record){.due_ns = due_ns};
+}
+
+static void wait_and_handle(generator *g, uint64_t until_ns, bool spin)
+{
+    struct epoll_event events[256];
+    uint64_t now = now_ns(), left = until_ns > now ? until_ns - now : 0;
+    struct timespec timeout = {0, 0};
+    if (!spin) {
+        left = left < 100000000U ? left : 100000000U;
+        timeout.tv_nsec = (long)left;
+    }
+    int count = epoll_pwait2(g->epoll, events, 256, &timeout, NULL);
+    for (int i = 0; i < count; i++) {
+        handle(g, &events[i]);
+    }
+}
+
+static void run(generator *g, const char *arrivals, double rate, double seconds, bool spin)
+{
+    bool closed = strcmp(arrivals, "closed") == 0, poisson = strcmp(arrivals, "poisson") == 0;
+    uint64_t start_ns = g->start_ns, end_ns = start_ns + (uint64_t)(seconds * 1e9);
+    double due_s = 0;
+    while (now_ns() < start_ns) {
+        wait_and_handle(g, start_ns, spin);
+    }
+    for (;;) {
+        uint64_t now = now_ns(), due_ns = start_ns + (uint64_t)(due_s * 1e9);
+        if (now >= g->next_set_ns) {
+            choose_set(g, now);
+        }
+        if (closed && now < end_ns) {
+            for (uint32_t i = g->idle_count; i > 0; i--) {
+                schedule(g, now);
+            }
+        }
+        while (!closed && due_ns <= now && due_ns < end_ns) {
+            schedule(g, due_ns);
+            due_s += poisson ? -log(next_unit(g)) / rate : 1.0 / rate;
+            due_ns = start_ns + (uint64_t)(due_s * 1e9);
+        }
+        send_due(g);
+        if (now >= end_ns && (g->finished == g->scheduled || now >= end_ns + GRACE_NS)) {
+            return;
+        }
+        wait_and_handle(g, !closed && due_ns < end_ns ? due_ns : end_ns + GRACE_NS, spin);
+    }
+}
+
+static void write_records(const generator *g, const char *path)
+{
+    FILE *file = fopen(path, "wb");
+    header head = {"xksopen1", g->start_ns, now_ns(), g->scheduled, g->sample_count, g->opened};
+    if (file == NULL || fwrite(&head, sizeof head, 1, file) != 1 ||
+        fwrite(g->records, sizeof *g->records, g->scheduled, file) != g->scheduled) {
+        die(path);
+    }
+    for (uint32_t i = 0; i < g->sample_count; i++) {
+        const sample *s = &g->samples[i];
+        if (fwrite(s, 8, 1, file) != 1 || fwrite(s->body, 1, s->len, file) != s->len) {
+            die(path);
+        }
+    }
+    if (fclose(file) != 0) {
+        die(path);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static generator g;
+    if (argc != 12) {
+        fprintf(stderr, "usage: see the head of open_loop.c\n");
+        return 2;
+    }
+    double rate = atof(argv[3]), seconds = atof(argv[4]);
+    uint32_t warm = (uint32_t)strtoul(argv[6], NULL, 10);
+    g.port = atoi(argv[1]);
+    g.max_connections = (uint32_t)strtoul(argv[7], NULL, 10);
+    g.random = strtoull(argv[8], NULL, 10);
+    if (g.max_connections < warm) {
+        g.max_connections = warm;
+    }
+    g.start_ns = strtoull(argv[5], NULL, 10);
+    read_requests(&g, argv[10]);
+    g.connections = calloc(g.max_connections, sizeof *g.connections);
+    g.idle = calloc(g.max_connections, sizeof *g.idle);
+    char *answers = malloc((size_t)g.max_connections * ANSWER_BYTES);
+    g.epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (g.connections == NULL || g.idle == NULL || answers == NULL || g.epoll < 0) {
+        die("memory");
+    }
+    for (uint32_t i = 0; i < g.max_connections; i++) {
+        g.connections[i].answer = answers + (size_t)i * ANSWER_BYTES;
+    }
+    (void)prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    for (; g.connection_count < warm; g.connection_count++) {
+        open_connection(&g, g.connection_count);
+        g.idle[g.idle_count++] = g.connection_count;
+    }
+    if (g.start_ns == 0) {
+        g.start_ns = now_ns() + 50000000U;
+    }
+    choose_set(&g, g.start_ns);
+    run(&g, argv[2], rate, seconds, strcmp(argv[9], "1") == 0);
+    write_records(&g, argv[11]);
+    return 0;
+}
