@@ -50,8 +50,8 @@ class Plan:
     login: bool = False
     verify: str = "same"
     probe_interval_s: int = 1
-    hedge_budget: float = 0.05
     remote: tuple[int, ...] = ()  # partitions at another site than the proxy
+    session_limit: int = 0  # that every partition allows; 0: none
 
 
 @dataclass
@@ -109,9 +109,9 @@ def serving(plan: Plan, token: Token | None, directory: Path) -> Iterator[Fleet]
     _write_secret(directory / "master.key", secrets.token_hex(32))
     _write_secret(directory / "pin", token.pin if token is not None and token.pin else "1234")
     control = FaultControl.create(directory / "faults", slots=plan.partitions) if plan.shim and plan.partitions else None
-    if control is not None and plan.login:
-        for slot in control.slots():
-            slot.login_with_any_pin()
+    for slot in control.slots() if control is not None and token is not None else []:
+        slot.named(f"p{slot.number}", real_label=token.label)  # NSS has a token without a database before it in its list
+        slot.max_sessions(plan.session_limit).login_with_any_pin(plan.login)
     port, health_port = _free_port(), _free_port()
     config = directory / "xksfast.toml"
     config.write_text(_config(plan, token, control, port, health_port))
@@ -151,7 +151,8 @@ def _wait_until_ready(
 def _sessions_are_open(plan: Plan, control: FaultControl | None) -> bool:
     if control is None:
         return True
-    return all(control.words.counters[i].sessions_open >= plan.sessions for i in range(plan.partitions))
+    wanted = min(plan.sessions, plan.session_limit or plan.sessions)
+    return all(control.words.counters[i].sessions_open >= wanted for i in range(plan.partitions))
 
 
 def _answers(url: str) -> bool:
@@ -173,7 +174,7 @@ def _config(plan: Plan, token: Token | None, control: FaultControl | None, port:
     environment = {**token.environment, **(control.environment(token.module) if control is not None else {})}
     variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in environment.items())
     lines += [
-        "[routing]", 'site = "here"', f"hedge_budget = {plan.hedge_budget}",
+        "[routing]", 'site = "here"',
         "[modules.hsm]", f"path = {json.dumps(token.module if control is None else str(shim_path()))}",
         f"environment = {{ {variables} }}", f"parameters = {json.dumps(token.parameters)}",
     ]  # fmt: skip

@@ -47,19 +47,23 @@ class BareLoop:
     p99_us: float
 
 
-def compile_with_product(source: str, directory: Path) -> Path:
-    """A C file of bench/ and every C file of the product, as the product is compiled; kept in `directory`."""
-    program = directory / source.removesuffix(".c")
-    if not program.exists():
-        sources = [str(path) for path in sorted((ROOT / "csrc").glob("*.c"))]
+def compile_with_product(source: str) -> Path:
+    """A C file of bench/ with every C file of the product, as the product is compiled: build/bench/<name>, made when it is out of date."""
+    program, main = ROOT / "build" / "bench" / source.removesuffix(".c"), ROOT / "bench" / source
+    sources = [main, *sorted((ROOT / "csrc").glob("*.c"))]
+    newest = max(path.stat().st_mtime for path in [*sources, *(ROOT / "csrc").glob("*.h")])
+    if not program.exists() or program.stat().st_mtime < newest:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        new = program.with_name(f"{program.name}.{os.getpid()}")
         subprocess.run(
             [
                 "gcc", "-std=c11", "-O3", "-fvisibility=hidden", "-D_GNU_SOURCE", '-DXKS_VERSION="bench"', f"-I{ROOT / 'csrc'}",
-                f"-I{ROOT / 'csrc/third_party/pkcs11-3.1'}", str(ROOT / "bench" / source), *sources, "-lssl", "-lcrypto",
-                "-lpthread", "-ldl", "-lm", "-o", str(program),
+                f"-I{ROOT / 'csrc/third_party/pkcs11-3.1'}", *map(str, sources), "-lssl", "-lcrypto", "-lpthread", "-ldl", "-lm",
+                "-o", str(new),
             ],
             check=True,
         )  # fmt: skip
+        new.replace(program)
     return program
 
 
