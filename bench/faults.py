@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The acceptance scenarios against a real server: python -m bench.faults [--short | --long] [--only T4] [--json]
 
-Each starts `xksfast serve` over the fault shim on the server core, loads it from the client core by schedule, lets partitions fail while
-it runs, and holds what came of it against the goals of bench/scenarios.py. Exit code 1 when a goal was missed. Time series and verdicts
-go to bench/results/faults.json; a line per scenario to standard error as it ends, a Markdown table to standard output.
+Each starts `xksfast serve` over the fault shim on the server core, loads it from the client core by schedule, lets partitions fail
+while it runs, and holds what came of it against the goals of bench/scenarios.py. Exit code 1 when a goal was missed. Time series and
+verdicts go to bench/results/faults.json; a line per scenario to standard error as it ends, a Markdown table to standard output.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Report:
             "passed": self.passed,
             "disturbed": self.disturbed,
             "checks": [
-                {"goal": goal, "value": _finite(value), "bound": bound, "held": held} for goal, value, bound, held in self.checks
+                {"goal": goal, "value": _finite(value), "bound": bound, "held": held}
+                for goal, value, bound, held in self.checks
             ],
             "summary": o.run.summary(),
             "windows": [window.as_json() for window in o.run.windows()],
@@ -123,10 +124,10 @@ def run_scenario(scenario: Scenario, size: Size, token: Token, generator: Genera
             slot.latency(latency).servers(scenario.servers)
         calls = make_calls(fleet.target(), fleet.key_ids(), scenario.mix)
         warm = Load(rate * min(1, 1 / (scenario.load or 1)), 1.0, connections=32)
-        generator.run(fleet.target(), calls, warm)  # the router has its medians, the connections are open
+        generator.run(calls, warm)  # the router has its medians, the connections are open
         samples: list[Sample] = []
         load = Load(rate, size.seconds, connections=64)
-        run = generator.run(fleet.target(), calls, load, lambda start_ns: _conduct(fleet, size, events, start_ns, samples))
+        run = generator.run(calls, load, lambda start_ns: _conduct(fleet, size, events, start_ns, samples))
     outcome = _outcome(scenario, size, events, rate, run, tuple(samples), plan.probe_interval_s)
     checks = []
     for goal in scenario.goals:
@@ -169,13 +170,23 @@ def _sample(fleet: Fleet, at_s: float) -> Sample:
 
 
 def _outcome(
-    scenario: Scenario, size: Size, events: list[Event], rate: float, run: Run, samples: tuple[Sample, ...], probe_interval_s: int
+    scenario: Scenario,
+    size: Size,
+    events: list[Event],
+    rate: float,
+    run: Run,
+    samples: tuple[Sample, ...],
+    probe_interval_s: int,
 ) -> Outcome:
     everyone = range(scenario.partitions)
     ill = frozenset(
         i for event in events if event.what != "healthy" for i in (everyone if event.partition == ALL else (event.partition,))
     )
-    if scenario.timeline(size) and len({(event.partition) for event in events}) >= scenario.partitions and scenario.partitions > 2:
+    if (
+        scenario.timeline(size)
+        and len({(event.partition) for event in events}) >= scenario.partitions
+        and scenario.partitions > 2
+    ):
         ill = frozenset()  # all take turns
     multipliers = [1.0] * scenario.partitions
     for event in events:
@@ -240,7 +251,9 @@ def main() -> int:
         for i, scenario in enumerate(scenarios):
             report = run_scenario(scenario, chosen, token, generator, Path(name) / f"serve-{i}")
             reports.append(report)
-            word = "ok" if report.passed else "MISSED " + "; ".join(f"{c[0]} {c[1]:.4g}" for c in report.checks if c[3] is False)
+            word = (
+                "ok" if report.passed else "MISSED " + "; ".join(f"{c[0]} {c[1]:.4g}" for c in report.checks if c[3] is False)
+            )
             busy = " (machine busy: the generator came too late)" if report.disturbed else ""
             print(f"{i + 1}/{len(scenarios)}  {scenario.name:12} {word}{busy}", file=sys.stderr, flush=True)
     document = {"size": vars(replace(chosen)), "scenarios": [report.as_json() for report in reports]}

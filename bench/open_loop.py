@@ -41,8 +41,9 @@ KINDS = ("encrypt", "cdiv", "decrypt", "garbage")
 
 @dataclass(frozen=True)
 class Call:
-    """One request of a mix. expect: the status that is right for it. proof: Encrypt's document, to check answers with."""
+    """One request of a mix. expect: the status that is right for it. document: Encrypt's, to prove its answers with; else None."""
 
+    target: Target
     kind: str
     path: str
     body: bytes
@@ -91,7 +92,10 @@ class Window:
         }
 
 
-REFUSALS = (429, 503)  # ThrottlingException and DependencyTimeoutException or KeyStoreUnavailable: refused, not answered wrongly
+REFUSALS = (
+    429,
+    503,
+)  # ThrottlingException and DependencyTimeoutException or KeyStoreUnavailable: refused, not answered wrongly
 
 
 @dataclass
@@ -216,7 +220,7 @@ def make_calls(target: Target, keys: Sequence[str], mix: dict[str, int]) -> list
                 tag[0] ^= 1
                 document["authenticationTag"] = base64.b64encode(tag).decode()
             body = json.dumps(document, separators=(",", ":")).encode()
-            calls.append(Call(kind, target.path(key, operation), body, expect, weight, key, proof))
+            calls.append(Call(target, kind, target.path(key, operation), body, expect, weight, key, proof))
     return calls
 
 
@@ -227,15 +231,15 @@ class Generator:
         self.directory = directory
         self.program = compile_generator(directory)
 
-    def run(self, target: Target, calls: Sequence[Call], load: Load, during: Callable[[int], None] | None = None) -> Run:
+    def run(self, calls: Sequence[Call], load: Load, during: Callable[[int], None] | None = None) -> Run:
         """Send `calls` as `load` says. during(start_ns) runs meanwhile and must be over when the load is.
 
         Answers are sampled, and the server must decrypt them again afterwards: AssertionError when one was wrong.
         """
         requests, records = self.directory / "requests", self.directory / "records"
-        self._write_requests(requests, target, calls, load)
+        self._write_requests(requests, calls, load)
         start_ns = time.monotonic_ns() + 400_000_000
-        port = target.url.rsplit(":", 1)[1]
+        port = calls[0].target.url.rsplit(":", 1)[1]
         command = [
             "taskset", "-c", str(CLIENT_CORE), str(self.program), port, load.arrivals, str(load.rate), str(load.seconds), str(start_ns),
             str(load.connections), str(load.max_connections), str(load.seed), str(int(load.spin)), str(requests), str(records),
@@ -255,10 +259,10 @@ class Generator:
         for number, answer in samples:
             call = calls[number]
             assert call.document is not None
-            prove_answer(target, call.key, call.document, answer)
+            prove_answer(call.target, call.key, call.document, answer)
         return run
 
-    def _write_requests(self, path: Path, target: Target, calls: Sequence[Call], load: Load) -> None:
+    def _write_requests(self, path: Path, calls: Sequence[Call], load: Load) -> None:
         """Every call, signed once for each stretch of time that a signature lasts."""
         now = datetime.datetime.now(datetime.UTC)
         every = max(1, int(load.rate * load.seconds / SAMPLES_WANTED)) if load.arrivals != "closed" else 5000
@@ -266,7 +270,7 @@ class Generator:
             for from_s in range(0, max(1, math.ceil(load.seconds)), SIGNED_FOR_S):
                 at = now + datetime.timedelta(seconds=from_s)
                 for number, call in enumerate(calls):
-                    raw = target.raw(call.path, call.body, at)
+                    raw = call.target.raw(call.path, call.body, at)
                     sample = every if call.document is not None else 0
                     file.write(f"{number} {call.weight} {from_s} {sample} {len(raw)}\n".encode() + raw + b"\n")
 
@@ -316,7 +320,7 @@ def main() -> int:
         options.connections if closed else options.max_connections, options.seed, options.spin,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="xksfast-bench-") as directory:
-        run = Generator(Path(directory)).run(target, make_calls(target, [key], mix), load)
+        run = Generator(Path(directory)).run(make_calls(target, [key], mix), load)
     summary = run.summary()
     if options.json:
         print(json.dumps({"summary": summary, "windows": [window.as_json() for window in run.windows()]}))

@@ -22,7 +22,7 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Sample:
-    """The shim's counters at a time: encryptions and decryptions, those that failed, calls that hang now, sessions open, logins, refused C_OpenSession."""
+    """The shim's counters at a time. operations: encryptions and decryptions; errors: those that failed; hung: calls that hang now."""
 
     at_s: float
     operations: tuple[int, ...]

@@ -211,7 +211,11 @@ def healed(goal_s: float, short_s: float) -> Goal:
     return Goal("seconds from the fault's end to its full share", measure.seconds_to_full_share, at_most=goal_s, short=short_s)
 
 
-STEADY = (ALL_RIGHT, near_oracle(1.2), Goal("largest deviation from an equal share", measure.share_deviation, at_most=0.10, short=0.6))
+STEADY = (
+    ALL_RIGHT,
+    near_oracle(1.2),
+    Goal("largest deviation from an equal share", measure.share_deviation, at_most=0.10, short=0.6),
+)
 SLOW = (
     ALL_RIGHT,
     p99_times(1.5),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens to measure on: NSS softoken and SoftHSM2 in a directory, with keys k0, k1, ..., bare or behind the fault shim.
 
-bench/token.c makes the keys and runs the bare loops. A newcomer's trap: NSS takes 2.4 ms of CPU to make a key in its database, so 10,000
-keys are half a minute; what needs more external key ids lets several share a key.
+bench/token.c makes the keys and runs the bare loops. A newcomer's trap: NSS takes 2.4 ms of CPU to make a key in its database, so
+10,000 keys are half a minute; what needs more external key ids lets several share a key.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BareLoop:
 
 
 def compile_with_product(source: str) -> Path:
-    """A C file of bench/ with every C file of the product, as the product is compiled: build/bench/<name>, made when it is out of date."""
+    """A C file of bench/ with every C file of the product, as the product is compiled; build/bench/<name>, made when out of date."""
     program, main = ROOT / "build" / "bench" / source.removesuffix(".c"), ROOT / "bench" / source
     sources = [main, *sorted((ROOT / "csrc").glob("*.c"))]
     newest = max(path.stat().st_mtime for path in [*sources, *(ROOT / "csrc").glob("*.h")])
