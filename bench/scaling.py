@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How throughput and CPU grow: python -m bench.scaling [--seconds 1.5] [--only sessions|partitions|keys|stores]
 
-sessions: 1 to 128 with calls of 0.1, 1, 5 and 20 ms, beside what so many sessions could do at most. partitions: 1 to 16 HSMs of 4 servers
-of 1 ms. keys: 1 to 10,000 on the token and 100,000 external key ids, requests spread over 200 of them. stores: 1 to 10,000 with `local`
-keys, requests spread over 200. All by closed loops, so CPU per request is the figure that holds on a shared machine; a look-up that cost
-more with more keys would show in it. NSS makes keys at 2.4 ms of CPU each, so beyond 10,000 several external key ids share a key on the
-token: the proxy's tables are as long, the token's are not. Every kind of request is proved right before it is timed.
+sessions: 1 to 128 with calls of 0.1, 1, 5 and 20 ms, beside what so many sessions could do at most. partitions: 1 to 16 HSMs of
+4 servers of 1 ms. keys: 1 to 10,000 on the token and 100,000 external key ids, requests spread over 200 of them. stores: 1 to 10,000
+with `local` keys, requests spread over 200. All by closed loops, so CPU per request is the figure that holds on a shared machine; a
+look-up that cost more with more keys would show in it. NSS makes keys at 2.4 ms of CPU each, so beyond 10,000 several external key ids
+share a key on the token: the proxy's tables are as long, the token's are not. Every kind of request is proved right before it is timed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def sessions(bench: Bench) -> list[Row]:
                             "limit_rps": round(count * 1000 / ms),
                             "cpu_us": round(result.cpu_us, 2),
                             "failed": result.failed,
-                        }  # fmt: skip
+                        }
                     )
                 )
     return rows
@@ -91,7 +91,7 @@ def partitions(bench: Bench) -> list[Row]:
                         "cpu_us": round(result.cpu_us, 2),
                         "least_share": round(min(done) * count / sum(done), 3),
                         "failed": result.failed,
-                    }  # fmt: skip
+                    }
                 )
             )
     return rows
@@ -124,7 +124,7 @@ def keys(bench: Bench) -> list[Row]:
                         "rps": round(result.rps),
                         "ready_s": round(ready_s, 1),
                         "failed": result.failed,
-                    }  # fmt: skip
+                    }
                 )
             )
     return rows
@@ -149,7 +149,7 @@ def stores(bench: Bench) -> list[Row]:
                         "rps": round(result.rps),
                         "ready_s": round(ready_s, 1),
                         "failed": result.failed,
-                    }  # fmt: skip
+                    }
                 )
             )
     return rows

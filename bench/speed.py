@@ -2,8 +2,8 @@
 """The speed table, goal and verdict beside each figure: python -m bench.speed [--seconds 4] [--rounds 3] [--only WORD]
 
 Server on core 0, load generator (bench/open_loop.c) on core 1, HTTP over loopback, Encrypt of 48 bytes with 64 bytes of AAD.
-Partitions are virtual slots of the fault shim over NSS softoken unless said otherwise. "closed": as many requests at a time as there are
-connections, for capacity and CPU; "open": Poisson arrivals, latency from the moment a request was due. All cases of a round run one
+Partitions are virtual slots of the fault shim over NSS softoken unless said otherwise. "closed": as many requests at a time as there
+are connections, for capacity and CPU; "open": Poisson arrivals, latency from the moment a request was due. All cases of a round run one
 after the other, so that a busy moment of a shared machine hits all; the table has medians. bench/results/speed.json keeps every round.
 
 CPU per request is the worker's with all its threads; "requests/s per core" is its inverse, since the server has one core at most.
