@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native parts: the C of csrc/ through cffi, and every .pyx of the package through Cython. All else is in pyproject.toml.
+"""Native parts: the C of csrc/ through cffi, every .pyx of the package through Cython, and the fault shim libxksfault.so.
+
+All else is in pyproject.toml.
 
 XKS_ANNOTATE=1 also writes Cython's annotated HTML beside each .pyx.
 """
@@ -10,17 +12,42 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = runpy.run_path(str(ROOT / "xksfast" / "_version.py"))["__version__"]
+SHIM = "libxksfault"
 BUILDER = runpy.run_path(str(ROOT / "xksfast" / "native" / "builder.py"))
 
 
 def native_module() -> Extension:
     """The cffi module. Its C headers count as dependencies, so a changed header compiles again."""
     extension = BUILDER["make_ffibuilder"](VERSION).distutils_extension(tmpdir="build/cffi", verbose=False)
-    extension.depends = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.h"))
+    headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "shim").glob("*.h")]
+    extension.depends = sorted(str(path.relative_to(ROOT)) for path in headers)
     return extension
+
+
+def fault_shim() -> Extension:
+    """csrc/shim as xksfast/native/libxksfault.so: no Python module, a PKCS#11 module that is loaded by its path."""
+    shim = ROOT / "csrc" / "shim"
+    return Extension(
+        f"xksfast.native.{SHIM}",
+        sorted(str(path.relative_to(ROOT)) for path in shim.glob("*.c")),
+        include_dirs=["csrc", "csrc/third_party/pkcs11-3.1"],
+        depends=sorted(str(path.relative_to(ROOT)) for path in [*shim.glob("*.h"), ROOT / "csrc" / "xks_pkcs11.h"]),
+        define_macros=[("_GNU_SOURCE", "1")],
+        libraries=["pthread", "dl", "m"],
+        extra_compile_args=BUILDER["compile_args"](),
+    )
+
+
+class BuildNative(build_ext):
+    """Gives the shim the name of a library, without Python's ABI tag."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        *packages, name = fullname.split(".")
+        return os.path.join(*packages, f"{SHIM}.so") if name == SHIM else super().get_ext_filename(fullname)
 
 
 def cython_modules() -> list[Extension]:
@@ -45,4 +72,4 @@ def cython_modules() -> list[Extension]:
     )
 
 
-setup(ext_modules=[native_module(), *cython_modules()])
+setup(ext_modules=[native_module(), fault_shim(), *cython_modules()], cmdclass={"build_ext": BuildNative})

@@ -39,6 +39,7 @@ HEADERS = (
     "xks_engine.h",
     "xks_p11_provision.h",
     "xks_api.h",
+    "shim/xksfault_control.h",
 )
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wvla")
