@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.generator == "open-loop":
                 from loadtests import open_loop
 
-                return open_loop.run(served, options)
+                return open_loop.run(served, options, rest)
             return subprocess.run(_locust_command(served, options, rest), env=_environment(), check=False).returncode
     except (ValueError, RuntimeError, OSError) as error:
         print(f"loadtests: {error}", file=sys.stderr)

@@ -93,7 +93,10 @@ class Conversation:
         except ValueError:
             raise WrongAnswer(f"{question.operation}: {status} with a body that is not a JSON object") from None
         if status != 200:
-            raise Refused(str(answer.get("errorName", f"status {status} without errorName")))
+            name = str(answer.get("errorName", f"status {status} without errorName"))
+            if question.sealed is not None and name == "InvalidCiphertextException":
+                raise WrongAnswer("Decrypt: what the server had sealed is refused as invalid")
+            raise Refused(name)
         try:
             if question.operation in ("Encrypt", "GenerateDataKey"):
                 self._kept.append(judge_sealed(question, answer))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from loadtests.series import KMS_LIMIT_MS, WRONG, Bucket
@@ -41,6 +43,19 @@ class Verdict:
     promised: str
     measured: str
     met: bool
+
+
+def add_slo_options(add: Callable[..., object]) -> None:
+    """--slo-…; add: callable(name without dashes, help, type=, default=)."""
+    slo = Slo()
+    add("slo-availability", f"least share of right answers within {KMS_LIMIT_MS} ms", type=float, default=slo.availability)
+    for name, limit in (("p50", slo.p50_ms), ("p99", slo.p99_ms), ("p999", slo.p999_ms)):
+        add(f"slo-{name}-ms", "at most, from the scheduled start", type=float, default=limit)
+
+
+def slo_of(options: Namespace) -> Slo:
+    """What add_slo_options() read."""
+    return Slo(options.slo_availability, options.slo_p50_ms, options.slo_p99_ms, options.slo_p999_ms)
 
 
 def table(verdicts: list[Verdict], total: Bucket) -> str:
