@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from loadtests.connection import Connection
 from loadtests.messages import DEFAULT_MIX, Question, Refused, WrongAnswer, parse_mix
 from loadtests.profiles import KEY_STORE_QUOTA_RPS, PROFILES, parse_duration
 from loadtests.run import START_DELAY_S, Generator, Start
-from loadtests.schedule import Arrivals
+from loadtests.schedule import Arrivals, Segment
 from loadtests.series import KMS_LIMIT_MS, TOO_LATE, UNANSWERED, WRONG, Outcome, Series
 from loadtests.slo import add_slo_options, slo_of, table
 from loadtests.target import read_target
@@ -70,8 +71,18 @@ class LoadTest:
     """Everything of one locust process beside its users. series and verdict: where the report is written only."""
 
     def __init__(self, environment: Environment) -> None:
-        options = environment.parsed_options
         self.environment = environment
+        self.target, self.key = read_target(environment.parsed_options.target)
+        self.generator: Generator | None = None
+        self.started = gevent.event.Event()
+        self.series = Series()
+        self.start_epoch_s = 0.0
+        self._helpers: list[gevent.Greenlet] = []
+        self.configure()
+
+    def configure(self) -> None:
+        """Take the options as they are now: the web UI may have changed them since the last run. ValueError for impossible ones."""
+        options: Any = self.environment.parsed_options
         self.options = options
         self.profile = PROFILES[options.load_profile]
         self.seconds = parse_duration(options.duration) if options.duration else self.profile.default_seconds
@@ -79,21 +90,31 @@ class LoadTest:
             self.profile.segments(options.rps, self.seconds), options.arrivals == "poisson", options.schedule_seed
         )
         self.mix = parse_mix(options.mix)
-        self.target, self.key = read_target(options.target)
         self.slo = slo_of(options)
-        self.generator: Generator | None = None
-        self.started = gevent.event.Event()
-        self.series = Series()
-        self.start_epoch_s = 0.0
-        self._helpers: list[gevent.Greenlet] = []
+        self.stopped_s: float | None = None
+        if self.profile.fault is not None and not options.fault_control:
+            raise ValueError("partition-failure needs --fault-control FILE, or the server that python -m loadtests starts")
 
-    def begin_generating(self, start: Start) -> None:
+    def instructions(self, index: int, count: int) -> dict[str, Any]:
+        """What a worker has to know: the whole schedule and its share of it, so that its own options cannot differ."""
+        return {
+            "start": asdict(Start(self.start_epoch_s, index, count)),
+            "segments": [asdict(segment) for segment in self.arrivals.segments],
+            "poisson": self.arrivals.poisson,
+            "seed": self.arrivals.seed,
+            "mix": self.mix,
+        }
+
+    def begin_generating(self, instructions: dict[str, Any]) -> None:
         """Give the users of this process their share of the schedule."""
-        self.generator = Generator(self.target, self.key, self.mix, self.arrivals, start)
+        segments = [Segment(**segment) for segment in instructions["segments"]]
+        arrivals = Arrivals(segments, instructions["poisson"], instructions["seed"])
+        self.generator = Generator(self.target, self.key, instructions["mix"], arrivals, Start(**instructions["start"]))
         self.started.set()
 
     def begin_reporting(self) -> None:
         """In the process that writes the report: a new series, samples of the server, faults on time."""
+        self.configure()
         self.series = Series()
         self.start_epoch_s = time.time() + START_DELAY_S
         self._helpers = [
@@ -120,8 +141,7 @@ class LoadTest:
         self.started.clear()
         if not isinstance(self.environment.runner, MasterRunner):
             self.collect()
-        elapsed = time.time() - self.start_epoch_s
-        ran_s = min(self.seconds, max(0.0, elapsed))
+        ran_s = min(self.seconds, self.stopped_s or 0.0)
         self.series.count_unanswered(self.arrivals.due_by(ran_s), int(ran_s))
         total = self.series.total
         verdicts = self.slo.judge(total)
@@ -178,7 +198,7 @@ def begin(environment: Environment, **_: Any) -> None:
     environment.stop_timeout = environment.stop_timeout or TIMEOUT_S
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message(
-            START_MESSAGE, lambda environment, msg, **_: load_test(environment).begin_generating(Start(**msg.data))
+            START_MESSAGE, lambda environment, msg, **_: load_test(environment).begin_generating(msg.data)
         )
 
 
@@ -192,11 +212,17 @@ def start(environment: Environment, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         workers = [worker.id for worker in runner.clients.ready] or list(runner.clients)
         for index, worker in enumerate(workers):
-            start = {"epoch_s": test.start_epoch_s, "index": index, "count": len(workers)}
-            runner.send_message(START_MESSAGE, start, client_id=worker)
+            runner.send_message(START_MESSAGE, test.instructions(index, len(workers)), client_id=worker)
     else:
-        test.begin_generating(Start(test.start_epoch_s))
+        test.begin_generating(test.instructions(0, 1))
         test._helpers.append(gevent.spawn(test.collect_for_ever))
+
+
+@events.test_stopping.add_listener
+def stopping(environment: Environment, **_: Any) -> None:
+    """What is due from now on is nobody's fault: somebody stopped the run, or it is over."""
+    test = load_test(environment)
+    test.stopped_s = max(0.0, time.time() - test.start_epoch_s)
 
 
 @events.test_stop.add_listener

@@ -62,12 +62,14 @@ def run(served: Served, options: argparse.Namespace, rest: list[str]) -> int:
     series = _series(questions, arrivals, outcomes)
     series.generator_cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     _judge(conversation, questions, outcomes, answers, series)
-    for _ in range(OPENED_AFTER):  # a sample of what was sealed under load
-        question = conversation.ask("Decrypt")
-        try:
+    try:
+        for _ in range(OPENED_AFTER):  # a sample of what was sealed under load
+            question = conversation.ask("Decrypt")
             conversation.judge(question, *ask(question))
-        except WrongAnswer as wrong:
-            _count_wrong(series, wrong)
+    except WrongAnswer as wrong:
+        _count_wrong(series, wrong)
+    except (OSError, Refused) as error:
+        print(f"the sample of sealed answers could not be decrypted after the run: {error}")
     connection.close()
     total = series.total
     verdicts = slo.judge(total)
@@ -182,4 +184,4 @@ def _judge(
 
 
 def _count_wrong(series: Series, wrong: Exception) -> None:
-    series.seconds[max(series.seconds)].failures[f"{WRONG}: {wrong}"] += 1
+    series.count_failure(max(series.seconds), f"{WRONG}: {wrong}")

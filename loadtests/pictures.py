@@ -14,6 +14,7 @@ from loadtests.series import KMS_LIMIT_MS, Bucket, Series
 
 matplotlib.rcParams["svg.fonttype"] = "none"
 WIDTH_IN, HEIGHT_IN = 9.0, 2.6
+LEAST_MS = 0.01  # nothing below on a logarithmic axis
 Segments = Sequence[tuple[float, float, float]]  # (seconds, from rps, to rps)
 
 
@@ -52,10 +53,11 @@ def _throughput(series: Series, times: list[int], buckets: list[Bucket], segment
 
 def _latency(series: Series, times: list[int], buckets: list[Bucket]) -> str:
     figure, axes = _canvas("ms")
-    for label, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)):
-        values = [max(0.01, bucket.histograms["scheduled"].quantile_ms(share)) for bucket in buckets]
+    quantiles = [bucket.quantiles() for bucket in buckets]
+    for label, name in (("p50", "p50_ms"), ("p99", "p99_ms"), ("p99.9", "p999_ms")):
+        values = [max(LEAST_MS, of["scheduled"][name]) for of in quantiles]
         axes.plot([second + 0.5 for second in times], values, label=label)
-    service = [max(0.01, bucket.histograms["service"].quantile_ms(0.99)) for bucket in buckets]
+    service = [max(LEAST_MS, of["service"]["p99_ms"]) for of in quantiles]
     axes.plot([second + 0.5 for second in times], service, label="p99 of service time", color="#aaa", linewidth=1)
     axes.axhline(KMS_LIMIT_MS, color="#b3261e", linestyle=":", linewidth=1)
     axes.set_yscale("log")

@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loadtests.series import Bucket, Series
+from loadtests.series import QUANTILES, Bucket, Series
 from loadtests.slo import Verdict
 
-SHARES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .9rem;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}.met{color:#18722f}.missed{color:#b3261e;font-weight:600}svg{width:100%;height:auto}
@@ -62,11 +61,7 @@ def document(series: Series, verdicts: list[Verdict], conditions: Conditions) ->
 
 def summary(bucket: Bucket) -> dict[str, Any]:
     """Counts and quantiles of a bucket."""
-    quantiles = {
-        kind: {name: histogram.quantile_ms(share) for name, share in SHARES.items()}
-        for kind, histogram in bucket.histograms.items()
-    }
-    return {"requests": bucket.requests, "failures": dict(bucket.failures), **quantiles}
+    return {"requests": bucket.requests, "failures": dict(bucket.failures), **bucket.quantiles()}
 
 
 def _page(series: Series, verdicts: list[Verdict], conditions: Conditions) -> str:
@@ -110,7 +105,7 @@ def _bucket_table(series: Series) -> str:
     rows = []
     for name, bucket in [*sorted(series.operations.items()), ("all", series.total)]:
         facts = summary(bucket)
-        cells = [f"{facts[kind][quantile]:.2f}" for kind in ("scheduled", "service", "lateness") for quantile in SHARES]
+        cells = [f"{facts[kind][quantile]:.2f}" for kind in ("scheduled", "service", "lateness") for quantile in QUANTILES]
         rows.append(f"<tr><td>{name}<td>{bucket.requests}<td>{bucket.failures.total()}<td>{'<td>'.join(cells)}")
     head = "".join(f'<th colspan="3">{kind}, ms' for kind in ("scheduled latency", "service time", "lateness"))
     quantiles = "<th>p50<th>p99<th>p99.9" * 3

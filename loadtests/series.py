@@ -7,7 +7,7 @@ A request belongs to the second in which it was due, whatever became of it, so t
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 from loadtests.histogram import Histogram
 
 KINDS = ("scheduled", "service", "lateness")
+QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
+OPEN_SECONDS = 60  # older seconds keep their quantiles only, or an eight-hour run would not fit into memory
 KMS_LIMIT_MS = 250  # KMS gives a request up after that
 TOO_LATE = f"LaterThan{KMS_LIMIT_MS}ms"
 UNANSWERED = "NotSentOrNotAnswered"
@@ -44,6 +46,7 @@ class Bucket:
     requests: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, Histogram] = field(default_factory=lambda: {kind: Histogram() for kind in KINDS})
+    frozen: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def record(self, outcome: Outcome) -> None:
         """Count one request."""
@@ -62,6 +65,18 @@ class Bucket:
             **{kind: histogram.pairs() for kind, histogram in self.histograms.items()},
         }
 
+    def quantiles(self) -> dict[str, dict[str, float]]:
+        """kind -> name -> milliseconds."""
+        return self.frozen or {
+            kind: {name: histogram.quantile_ms(share) for name, share in QUANTILES.items()}
+            for kind, histogram in self.histograms.items()
+        }
+
+    def freeze(self) -> None:
+        """Keep counts and quantiles, drop the histograms."""
+        self.frozen = self.quantiles()
+        self.histograms = {}
+
     def merge(self, packed: dict[str, Any]) -> None:
         """Add what another bucket's packed() gave."""
         self.requests += packed["requests"]
@@ -75,16 +90,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self._cpu_s = time.process_time()
-        self._seconds: dict[int, Bucket] = {}
-        self._operations: dict[str, Bucket] = {}
+        self._begin()
 
     def record(self, outcome: Outcome) -> None:
         """Count one request."""
-        for buckets, key in ((self._seconds, outcome.second), (self._operations, outcome.operation)):
-            bucket = buckets.get(key)  # type: ignore[attr-defined]
-            if bucket is None:
-                bucket = buckets[key] = Bucket()  # type: ignore[index]
-            bucket.record(outcome)
+        self._seconds[outcome.second].record(outcome)
+        self._operations[outcome.operation].record(outcome)
 
     def drain(self) -> dict[str, Any]:
         """Everything recorded so far, for Series.merge; the recorder is empty afterwards."""
@@ -94,8 +105,12 @@ class Recorder:
             "seconds": [[second, bucket.packed()] for second, bucket in self._seconds.items()],
             "operations": [[operation, bucket.packed()] for operation, bucket in self._operations.items()],
         }
-        self._seconds, self._operations = {}, {}
+        self._begin()
         return drained
+
+    def _begin(self) -> None:
+        self._seconds: defaultdict[int, Bucket] = defaultdict(Bucket)
+        self._operations: defaultdict[str, Bucket] = defaultdict(Bucket)
 
 
 @dataclass
@@ -112,6 +127,8 @@ class Series:
     def __init__(self) -> None:
         self.seconds: dict[int, Bucket] = {}
         self.operations: dict[str, Bucket] = {}
+        self.total = Bucket()
+        self._oldest_open = 0
         self.generator_cpu_s = 0.0
         self.marks: list[Mark] = []
         self.samples: list[dict[str, Any]] = []  # of the server: {"at_s", "memory_mib", "partitions": {name: completed jobs}}
@@ -121,24 +138,26 @@ class Series:
         self.generator_cpu_s += drained["cpu_s"]
         for second, packed in drained["seconds"]:
             self.seconds.setdefault(int(second), Bucket()).merge(packed)
+            self.total.merge(packed)
         for operation, packed in drained["operations"]:
             self.operations.setdefault(operation, Bucket()).merge(packed)
+        newest = max(self.seconds, default=0)
+        while self._oldest_open < newest - OPEN_SECONDS:  # arrivals are handed out in order, so nothing comes for older ones
+            if self._oldest_open in self.seconds:
+                self.seconds[self._oldest_open].freeze()
+            self._oldest_open += 1
+
+    def count_failure(self, second: int, name: str, count: int = 1, *, more_requests: bool = False) -> None:
+        """Failures without a latency; more_requests: of requests that have not been counted."""
+        for bucket in (self.seconds.setdefault(second, Bucket()), self.total):
+            bucket.failures[name] += count
+            bucket.requests += count if more_requests else 0
 
     def count_unanswered(self, due: int, last_second: int) -> None:
         """Requests that were due but of which no generator told anything are failures of the last second."""
-        missing = due - sum(bucket.requests for bucket in self.seconds.values())
+        missing = due - self.total.requests
         if missing > 0:
-            bucket = self.seconds.setdefault(last_second, Bucket())
-            bucket.requests += missing
-            bucket.failures[UNANSWERED] += missing
-
-    @property
-    def total(self) -> Bucket:
-        """All seconds together."""
-        total = Bucket()
-        for bucket in self.seconds.values():
-            total.merge(bucket.packed())
-        return total
+            self.count_failure(last_second, UNANSWERED, missing, more_requests=True)
 
     def shares(self) -> dict[str, list[tuple[float, float]]]:
         """partition -> (seconds, share of the jobs completed since the sample before)."""

@@ -62,26 +62,22 @@ def partitions(count: int = 2, call_ms: float = 1.0) -> Iterator[Served]:
         with xksfast_dev("nss", data=directory) as server:
             ready = server.ready
         control_file, config_file = directory / "faults", directory / "xksfast.toml"
+        written = tomllib.loads(config_file.read_text())
+        module, token = written["modules"]["hsm"], written["partitions"]["p0"]["token_label"]
         with FaultControl.create(control_file, slots=count) as control:
             for slot in control.slots():
-                slot.latency(lognormal_ms(call_ms))
-            written = tomllib.loads(config_file.read_text())
-            module = written["modules"]["hsm"]
+                slot.named(f"p{slot.number}", real_label=token).latency(lognormal_ms(call_ms))
             environment = control.environment(module["path"])
         ports = [free_port() for _ in range(2)]
-        text = config_file.read_text()
-        text = text[: text.index("[proxy]")] + _config(
-            written, module["parameters"], str(shim_path()), environment, count, ports
-        )
-        config_file.write_text(text)
+        config_file.write_text(_config(written, str(shim_path()), environment, count, ports))
+        stores = directory / "stores.toml"
+        stores.write_text(stores.read_text().replace("create = true\n", ""))  # they are there; all slots lead to the same token
         ready = {**ready, "url": f"http://127.0.0.1:{ports[0]}"}
         with _serve(config_file, f"http://127.0.0.1:{ports[1]}") as worker_pid:
             yield Served(write_target(directory, ready), f"http://127.0.0.1:{ports[1]}", worker_pid, str(control_file))
 
 
-def _config(
-    written: dict[str, Any], parameters: str, shim: str, environment: dict[str, str], count: int, ports: list[int]
-) -> str:
+def _config(written: dict[str, Any], shim: str, environment: dict[str, str], count: int, ports: list[int]) -> str:
     names = [f"p{number}" for number in range(count)]
     variables = ", ".join(f"{name} = {json.dumps(value)}" for name, value in environment.items())
     lines = [
@@ -96,7 +92,7 @@ def _config(
         "[modules.hsm]",
         f"path = {json.dumps(shim)}",
         f"environment = {{ {variables} }}",
-        f"parameters = {json.dumps(parameters)}",
+        f"parameters = {json.dumps(written['modules']['hsm']['parameters'])}",
     ]
     for name in names:
         lines += [f"[partitions.{name}]", 'module = "hsm"', f'token_label = "{name}"', 'profile = "nss"']

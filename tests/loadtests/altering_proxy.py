@@ -23,11 +23,17 @@ class AlteringProxy(ThreadingHTTPServer):
         self.behind = behind.split("://")[1]
         self.every = every
         self.lock = threading.Lock()
-        self.encrypts = self.connections = 0
+        self.encrypts = self.connections = self.requests = 0
+        self.dies_after = 0  # 0: never; then every request's connection is closed without an answer
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def is_dead(self) -> bool:
+        with self.lock:
+            self.requests += 1
+            return 0 < self.dies_after < self.requests
 
     def shall_alter(self) -> bool:
         with self.lock:
@@ -52,6 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.is_dead():
+            self.close_connection = True
+            return
         self.upstream.request("POST", self.path, body, dict(self.headers.items()))
         response = self.upstream.getresponse()
         answer = response.read()

@@ -20,7 +20,7 @@ from loadtests.target import read_target
 from tests.fix_proxy import RunningProxy
 from tests.loadtests.altering_proxy import altering_proxy
 
-RPS, SECONDS = 100, 3
+RPS, SECONDS = 100, 2
 LOOSE = ("--slo-availability", "0.5", "--slo-p50-ms", "5000", "--slo-p99-ms", "10000", "--slo-p999-ms", "20000")
 
 
@@ -97,6 +97,40 @@ def test_a_target_that_is_not_known_ends_with_2_and_says_what_is_missing(tmp_pat
     code, output = run(tmp_path, {"url": "http://127.0.0.1:9"})
     assert code == 2
     assert "XKSFAST_LOAD_SECRET_ACCESS_KEY" in output
+
+
+def test_a_partition_failure_without_a_fault_shim_ends_with_2(tmp_path: Path, proxy: RunningProxy) -> None:
+    code, output = run(tmp_path, proxy.ready, "--profile", "partition-failure")
+    assert code == 2
+    assert "--fault-control" in output
+
+
+def test_the_open_loop_generator_sends_the_whole_schedule_and_judges(tmp_path: Path, proxy: RunningProxy) -> None:
+    code, output = run(tmp_path, proxy.ready, "--generator", "open-loop", "--rps", "500")
+    assert code == 0, output
+    document = series(tmp_path)
+    assert document["conditions"]["generator"] == "open loop"
+    assert document["total"]["requests"] == pytest.approx(500 * SECONDS, rel=0.1)
+    assert not document["total"]["failures"].keys() & {"ConnectionClosed", "MalformedAnswer", "NotSentOrNotAnswered"}
+    assert proxy.ready["secret_access_key"] not in json.dumps(document) + output
+
+
+def test_the_open_loop_generator_notices_an_altered_ciphertext(tmp_path: Path, proxy: RunningProxy) -> None:
+    with altering_proxy(proxy.ready["url"], every=3) as between:
+        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, "--generator", "open-loop", "--connections", "4")
+    assert code == 1, output
+    assert any(name.startswith(WRONG) for name in series(tmp_path)["total"]["failures"])
+
+
+def test_the_open_loop_generator_names_what_a_server_that_goes_away_left_unanswered(
+    tmp_path: Path, proxy: RunningProxy
+) -> None:
+    with altering_proxy(proxy.ready["url"], every=0) as between:
+        between.dies_after = 250  # 100 to have something to decrypt, the rest under load
+        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, "--generator", "open-loop", "--connections", "4")
+    assert code == 1, output
+    failures = series(tmp_path)["total"]["failures"]
+    assert failures.get("ConnectionClosed", 0) + failures.get("NotSentOrNotAnswered", 0) > 0
 
 
 def test_the_environment_completes_or_replaces_the_target_file(tmp_path: Path) -> None:

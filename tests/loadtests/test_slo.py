@@ -99,6 +99,17 @@ def test_a_histogram_is_at_most_a_thousandth_off_and_never_above(value: int) -> 
     assert value * 0.998 <= histogram.quantile_us(0.5) <= value
 
 
+def test_a_long_run_keeps_the_quantiles_of_old_seconds_but_not_their_histograms() -> None:
+    series, recorder = Series(), Recorder()
+    for second in range(200):
+        recorder.record(Outcome(second, "Encrypt", 0, 1000 + second, ""))
+        series.merge(recorder.drain())
+    assert [second for second, bucket in series.seconds.items() if not bucket.histograms] == list(range(139))
+    assert series.seconds[20].quantiles()["scheduled"]["p99_ms"] == pytest.approx(1.02, rel=0.002)
+    assert series.total.requests == sum(bucket.requests for bucket in series.seconds.values()) == 200
+    assert series.total.quantiles()["service"]["p50_ms"] == pytest.approx(1.099, rel=0.002)
+
+
 def test_shares_are_of_the_work_since_the_sample_before() -> None:
     series = Series()
     series.samples = [
