@@ -19,7 +19,7 @@ from typing import Any
 import gevent
 import gevent.event
 from httptools import HttpParserError
-from locust import LoadTestShape, User, constant, events, task
+from locust import LoadTestShape, User, constant, events, runners, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import StopUser
@@ -40,7 +40,10 @@ from loadtests.target import read_target
 DRAIN_S = 0.5  # after the last arrival; what is under way then has the stop time-out
 TIMEOUT_S = 2.0
 DRAIN_INTERVAL_S = 1.0
-START_MESSAGE = "xksfast_start"
+START_MESSAGE, FINISHED_MESSAGE = "xksfast_start", "xksfast_finished"
+FINISH_TIMEOUT_S = 30.0
+# A worker on a busy machine is not dead after locust's 3 s: the master would end the run.
+runners.HEARTBEAT_LIVENESS = 15
 log = logging.getLogger("xksfast.load")
 
 
@@ -77,6 +80,8 @@ class LoadTest:
         self.started = gevent.event.Event()
         self.series = Series()
         self.start_epoch_s = 0.0
+        self.workers_running = 0
+        self.unjudged = False  # a run has begun and has no verdict yet
         self._helpers: list[gevent.Greenlet] = []
         self.configure()
 
@@ -115,6 +120,7 @@ class LoadTest:
     def begin_reporting(self) -> None:
         """In the process that writes the report: a new series, samples of the server, faults on time."""
         self.configure()
+        self.unjudged = True
         self.series = Series()
         self.start_epoch_s = time.time() + START_DELAY_S
         self._helpers = [
@@ -135,11 +141,27 @@ class LoadTest:
             gevent.sleep(DRAIN_INTERVAL_S)
             self.collect()
 
+    def wait_for_workers(self) -> None:
+        """Until each has sent its last outcomes: locust itself ends a run while they may still be on their way."""
+        deadline = time.monotonic() + FINISH_TIMEOUT_S
+        while self.workers_running > 0 and time.monotonic() < deadline:
+            gevent.sleep(0.05)
+        if self.workers_running > 0:
+            log.warning("%d workers did not say that they have finished", self.workers_running)
+
+    def worker_finished(self, drained: dict[str, Any]) -> None:
+        """The last outcomes of a worker."""
+        self.series.merge(drained)
+        self.workers_running -= 1
+
     def finish(self) -> None:
         """Judge, print, write the report, set the exit code."""
+        self.unjudged = False
         gevent.killall(self._helpers)
         self.started.clear()
-        if not isinstance(self.environment.runner, MasterRunner):
+        if isinstance(self.environment.runner, MasterRunner):
+            self.wait_for_workers()
+        else:
             self.collect()
         ran_s = min(self.seconds, self.stopped_s or 0.0)
         self.series.count_unanswered(self.arrivals.due_by(ran_s), int(ran_s))
@@ -192,6 +214,8 @@ def begin(environment: Environment, **_: Any) -> None:
         log.error("%s", error)
         environment.process_exit_code = 2
         sys.exit(2)
+    if environment.parsed_options.headless:
+        environment.process_exit_code = 1  # until there is a verdict
     environment.xksfast = test  # type: ignore[attr-defined]
     Shared.test = test
     environment.host = environment.host or test.target.url
@@ -199,6 +223,10 @@ def begin(environment: Environment, **_: Any) -> None:
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.register_message(
             START_MESSAGE, lambda environment, msg, **_: load_test(environment).begin_generating(msg.data)
+        )
+    elif isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(
+            FINISHED_MESSAGE, lambda environment, msg, **_: load_test(environment).worker_finished(msg.data)
         )
 
 
@@ -211,6 +239,7 @@ def start(environment: Environment, **_: Any) -> None:
     test.begin_reporting()
     if isinstance(runner, MasterRunner):
         workers = [worker.id for worker in runner.clients.ready] or list(runner.clients)
+        test.workers_running = len(workers)
         for index, worker in enumerate(workers):
             runner.send_message(START_MESSAGE, test.instructions(index, len(workers)), client_id=worker)
     else:
@@ -228,10 +257,22 @@ def stopping(environment: Environment, **_: Any) -> None:
 @events.test_stop.add_listener
 def stop(environment: Environment, **_: Any) -> None:
     """A run with the web UI may be followed by another: each has its report."""
+    test = load_test(environment)
     if isinstance(environment.runner, WorkerRunner):
-        load_test(environment).started.clear()
+        test.started.clear()
+        if test.generator is not None:
+            environment.runner.send_message(FINISHED_MESSAGE, test.generator.recorder.drain())
     else:
-        load_test(environment).finish()
+        test.finish()
+
+
+@events.quitting.add_listener
+def judge_at_last(environment: Environment, **_: Any) -> None:
+    """A run that ended in another way than it should, such as with the loss of its workers, is judged by what is known of it."""
+    test = load_test(environment)
+    if not isinstance(environment.runner, WorkerRunner) and test.unjudged:
+        test.stopped_s = test.seconds if test.stopped_s is None else test.stopped_s
+        test.finish()
 
 
 @events.report_to_master.add_listener
