@@ -41,7 +41,7 @@ DRAIN_S = 0.5  # after the last arrival; what is under way then has the stop tim
 TIMEOUT_S = 2.0
 DRAIN_INTERVAL_S = 1.0
 START_MESSAGE, FINISHED_MESSAGE = "xksfast_start", "xksfast_finished"
-FINISH_TIMEOUT_S = 30.0
+FINISH_TIMEOUT_S = 10.0
 # A worker on a busy machine is not dead after locust's 3 s: the master would end the run.
 runners.HEARTBEAT_LIVENESS = 15
 log = logging.getLogger("xksfast.load")
@@ -214,7 +214,7 @@ def begin(environment: Environment, **_: Any) -> None:
         log.error("%s", error)
         environment.process_exit_code = 2
         sys.exit(2)
-    if environment.parsed_options.headless:
+    if environment.parsed_options.headless and not isinstance(environment.runner, WorkerRunner):
         environment.process_exit_code = 1  # until there is a verdict
     environment.xksfast = test  # type: ignore[attr-defined]
     Shared.test = test

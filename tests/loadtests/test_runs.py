@@ -128,7 +128,7 @@ def test_the_open_loop_generator_names_what_a_server_that_goes_away_left_unanswe
     with altering_proxy(proxy.ready["url"], every=0) as between:
         between.dies_after = 250  # 100 to have something to decrypt, the rest under load
         code, output = run(tmp_path, {**proxy.ready, "url": between.url}, "--generator", "open-loop", "--connections", "4")
-    assert code == 1, output
+    assert code == 0, f"most were answered, and little is promised here: {output}"
     failures = series(tmp_path)["total"]["failures"]
     assert failures.get("ConnectionClosed", 0) + failures.get("NotSentOrNotAnswered", 0) > 0
 
