@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All benchmarks, short: python -m bench. Each prints a Markdown table and leaves its samples in bench/results/; then docs/performance.md
-is written from these. Progress goes to standard error. Exit code 1 when a benchmark failed or a scenario missed a goal, after the rest.
+"""All benchmarks, short: python -m bench. Each prints a Markdown table and leaves its samples in bench/results/; then
+docs/performance.md is written from these. Progress goes to standard error. Exit code 1 when a benchmark failed or a scenario missed a
+goal, after the rest.
 """
 
 import subprocess

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import SERVER_CORE, children, cpu_seconds
-from bench.requests import Target
+from bench.requests import Target, encrypt_document
 from bench.tokens import Token
 from xksfast.rehearsal.control import FaultControl, shim_path
 from xksfast.rehearsal.latency import FUNCTION_CLASSES, OPERATIONS
@@ -89,6 +89,16 @@ class Fleet:
         assert self.control is not None
         counters = self.control.words.counters
         return [sum(getattr(counters[i], kind)[k] for k in _OPERATION_CLASSES) for i in range(self.plan.partitions)]
+
+    def wait_for_keys(self, *, timeout_s: float) -> None:
+        """Until the first and the last key are served: a server is ready before its keepers have read every key of a large token."""
+        deadline = time.monotonic() + timeout_s
+        ids, target = self.key_ids(), self.target()
+        for key in (ids[0], ids[-1]):
+            while (answer := target.post(target.path(key, "encrypt"), encrypt_document()))[0] != 200:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{key} is not served within {timeout_s} s: {answer}")
+                time.sleep(0.05)
 
     def status(self) -> dict[str, object]:
         """GET /status of the health listener; {} where there is none."""

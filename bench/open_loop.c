@@ -88,7 +88,8 @@ typedef struct generator {
     uint32_t *idle;
     uint32_t connection_count, idle_count, max_connections;
     record *records;
-    uint64_t scheduled, sent, finished, capacity, opened, random;
+    uint64_t scheduled, sent, finished, capacity, opened;
+    uint64_t arrivals, choices; /* states of two generators of random numbers, so that a seed gives one schedule */
     sample samples[MAX_SAMPLES];
     uint32_t sample_count, answers_200;
 } generator;
@@ -106,17 +107,17 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 }
 
-static uint64_t next_random(generator *g) /* splitmix64 */
+static uint64_t next_random(uint64_t *state) /* splitmix64 */
 {
-    uint64_t z = g->random += 0x9E3779B97F4A7C15U;
+    uint64_t z = *state += 0x9E3779B97F4A7C15U;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
     return z ^ (z >> 31);
 }
 
-static double next_unit(generator *g) /* in (0, 1] */
+static double next_unit(uint64_t *state) /* in (0, 1] */
 {
-    return ((double)(next_random(g) >> 11) + 1.0) / 9007199254740992.0;
+    return ((double)(next_random(state) >> 11) + 1.0) / 9007199254740992.0;
 }
 
 static void read_requests(generator *g, const char *path)
@@ -165,7 +166,7 @@ static void choose_set(generator *g, uint64_t now)
 
 static uint32_t choose_request(generator *g)
 {
-    uint32_t at = (uint32_t)(next_random(g) % g->total_weight), i = g->set_first;
+    uint32_t at = (uint32_t)(next_random(&g->choices) % g->total_weight), i = g->set_first;
     while (at >= g->requests[i].weight) {
         at -= g->requests[i++].weight;
     }
@@ -395,7 +396,7 @@ static void run(generator *g, const char *arrivals, double rate, double seconds,
         }
         while (!closed && due_ns <= now && due_ns < end_ns) {
             schedule(g, due_ns);
-            due_s += poisson ? -log(next_unit(g)) / rate : 1.0 / rate;
+            due_s = poisson ? due_s - log(next_unit(&g->arrivals)) / rate : (double)g->scheduled / rate;
             due_ns = start_ns + (uint64_t)(due_s * 1e9);
         }
         send_due(g);
@@ -436,7 +437,8 @@ int main(int argc, char **argv)
     uint32_t warm = (uint32_t)strtoul(argv[6], NULL, 10);
     g.port = atoi(argv[1]);
     g.max_connections = (uint32_t)strtoul(argv[7], NULL, 10);
-    g.random = strtoull(argv[8], NULL, 10);
+    g.arrivals = strtoull(argv[8], NULL, 10);
+    g.choices = ~g.arrivals;
     if (g.max_connections < warm) {
         g.max_connections = warm;
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import array
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,8 @@ ATTEMPTS = 3
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Token, Generator]]:
-    yield prepare(tmp_path_factory.mktemp("scenarios"))
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Token, Generator]:
+    return prepare(tmp_path_factory.mktemp("scenarios"))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name.replace(" ", "_"))
