@@ -10,6 +10,7 @@ import time
 
 MODULES = (
     "bench.micro",
+    "bench.micro_engine",
     "bench.end_to_end",
     "bench.memory",
     "bench.speed",
