@@ -40,6 +40,8 @@ def scenario(document: dict[str, Any], path: Path) -> None:
         known = [(t, window[name]) for t, window in zip(times, windows, strict=True) if window[name] is not None]
         latency.plot([t for t, _ in known], [value for _, value in known], color=color, linewidth=1, label=name[:3])
     latency.set_yscale("log")
+    latency.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    latency.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     latency.set_ylabel("ms")
     series = document["shares"]
     for partition in range(document["partitions"]):
@@ -75,6 +77,7 @@ def curves(
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     else:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
