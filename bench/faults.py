@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -123,7 +123,7 @@ def run_scenario(scenario: Scenario, size: Size, token: Token, generator: Genera
         for slot in fleet.control.slots():
             slot.latency(latency).servers(scenario.servers)
         calls = make_calls(fleet.target(), fleet.key_ids(), scenario.mix)
-        warm = Load(rate * min(1, 1 / (scenario.load or 1)), 1.0, connections=32)
+        warm = Load(rate * min(1, 0.7 / scenario.load), 0.7, connections=32)
         generator.run(calls, warm)  # the router has its medians, the connections are open
         samples: list[Sample] = []
         load = Load(rate, size.seconds, connections=64)
@@ -245,25 +245,34 @@ def main() -> int:
     if unknown:
         parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(s.name for s in SCENARIOS)}")
     scenarios = [scenario for scenario in SCENARIOS if not names or scenario.name in names]
-    reports = []
+    reports, broken = [], {}
     with TemporaryDirectory(prefix="xksfast-bench-") as name:
         token, generator = prepare(Path(name))
         for i, scenario in enumerate(scenarios):
-            report = run_scenario(scenario, chosen, token, generator, Path(name) / f"serve-{i}")
+            try:
+                report = run_scenario(scenario, chosen, token, generator, Path(name) / f"serve-{i}")
+            except (OSError, AssertionError, RuntimeError) as error:  # the server stands still, answers wrongly, or has ended
+                broken[scenario.name] = f"{type(error).__name__}: {error}"[:300]
+                print(
+                    f"{i + 1}/{len(scenarios)}  {scenario.name:12} BROKEN {broken[scenario.name]}", file=sys.stderr, flush=True
+                )
+                continue
             reports.append(report)
             word = (
                 "ok" if report.passed else "MISSED " + "; ".join(f"{c[0]} {c[1]:.4g}" for c in report.checks if c[3] is False)
             )
             busy = " (machine busy: the generator came too late)" if report.disturbed else ""
             print(f"{i + 1}/{len(scenarios)}  {scenario.name:12} {word}{busy}", file=sys.stderr, flush=True)
-    document = {"size": vars(replace(chosen)), "scenarios": [report.as_json() for report in reports]}
+    document = {"size": vars(chosen), "scenarios": [report.as_json() for report in reports], "broken": broken}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "faults.json").write_text(json.dumps(document))
     if options.json:
         print(json.dumps(document))
     else:
         print_table(reports)
-    return 0 if all(report.passed for report in reports) else 1
+        for scenario_name, problem in broken.items():
+            print(f"\n**{scenario_name} could not be judged**: {problem}")
+    return 0 if not broken and all(report.passed for report in reports) else 1
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ SIGNED_FOR_S = 240  # a signature is good for five minutes
 NO_ANSWER, BROKEN = 0, 1
 HEADER, RECORD, SAMPLE = struct.Struct("<8s5Q"), struct.Struct("<3Q2I"), struct.Struct("<2I")
 SAMPLES_WANTED = 40
+PROOF_PATIENCE_S = 5.0
 KINDS = ("encrypt", "cdiv", "decrypt", "garbage")
 
 
@@ -259,7 +260,7 @@ class Generator:
         for number, answer in samples:
             call = calls[number]
             assert call.document is not None
-            prove_answer(call.target, call.key, call.document, answer)
+            prove_answer(call.target, call.key, call.document, answer, patience_s=PROOF_PATIENCE_S)
         return run
 
     def _write_requests(self, path: Path, calls: Sequence[Call], load: Load) -> None:

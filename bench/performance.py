@@ -189,6 +189,8 @@ def faults(folder: Path) -> list[str]:
     ]  # fmt: skip
     if document is None:
         return lines + _absent(".venv/bin/python -m bench.faults")
+    for name, problem in document.get("broken", {}).items():
+        lines += [f"**{name} could not be judged**: {problem}", ""]
     option = {"short": " --short", "long": " --long"}.get(document["size"]["name"], "")
     for report in document["scenarios"]:
         name = re.sub(r"[^a-z0-9]+", "-", f"fault-{report['name']}".lower())

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import ssl
+import time
 from dataclasses import dataclass
 
 from botocore.auth import SigV4Auth
@@ -121,11 +122,21 @@ def decrypt_document(document: dict[str, object], answer: dict[str, str]) -> dic
     }
 
 
-def prove_answer(target: Target, key: str, document: dict[str, object], answer: dict[str, str]) -> None:
-    """Decrypt what an Encrypt was answered with and compare; the CDIV too. AssertionError when the server was wrong."""
-    status, opened = target.post(target.path(key, "decrypt"), decrypt_document(document, answer))
-    assert status == 200, (status, opened)
-    assert opened["plaintext"] == document["plaintext"]
+def prove_answer(
+    target: Target, key: str, document: dict[str, object], answer: dict[str, str], *, patience_s: float = 0
+) -> None:
+    """Decrypt what an Encrypt was answered with and compare; the CDIV too. AssertionError when the server was wrong.
+
+    patience_s: how long a refusal is tried again, where partitions have only just come back.
+    """
+    deadline = time.monotonic() + patience_s
+    while (sent := target.post(target.path(key, "decrypt"), decrypt_document(document, answer)))[0] in (429, 503):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.05)
+    status, opened = sent
+    assert status == 200, (status, opened.get("errorName"))
+    assert opened["plaintext"] == document["plaintext"], "another plaintext came back"
     if "ciphertextDataIntegrityValueAlgorithm" in document:
         assert answer["ciphertextDataIntegrityValue"] == integrity_value(document, answer)
 

@@ -45,7 +45,7 @@ class Size:
 
 
 SHORT = Size("short", 1.0, 2.0, 1.0, 8.0, 0.8)
-NORMAL = Size("normal", 5.0, 10.0, 5.0, 1.0)
+NORMAL = Size("normal", 5.0, 9.0, 6.0, 1.0)
 LONG = Size("long", 15.0, 20.0, 25.0, 1.0)
 SIZES = {size.name: size for size in (SHORT, NORMAL, LONG)}
 
@@ -207,10 +207,10 @@ def near_oracle(factor: float, kinds: tuple[str, ...] | None = None) -> Goal:
     return Goal(f"(p99 - {OVERHEAD_MS} ms) / p99 of an oracle", measure.oracle_ratio(OVERHEAD_MS, kinds), at_most=factor)
 
 
-def healed(goal_s: float, short_s: float) -> Goal:
-    return Goal("seconds from the fault's end to its full share", measure.seconds_to_full_share, at_most=goal_s, short=short_s)
+HEALED = Goal("seconds from the fault's end to its full share", measure.seconds_to_full_share, at_most=5)
 
 
+LOGGED_IN = Goal("logins of the restarted partition, at least", measure.logins, at_least=1)
 STEADY = (
     ALL_RIGHT,
     near_oracle(1.2),
@@ -264,7 +264,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("T7b", "the same stalls at 70 % load", stalls, (ALL_RIGHT, FEW_EXTRA), load=0.7),
     Scenario(
         "T8", "one partition restarts: dead, sessions and login lost, then five times as slow", restart,
-        (ALL_RIGHT, healed(5, 30), Goal("logins of the restarted partition", measure.logins, at_most=1, short=1), FEW_EXTRA),
+        (ALL_RIGHT, HEALED, Goal("logins of the restarted partition", measure.logins, at_most=1, short=1), LOGGED_IN, FEW_EXTRA),
         login=True,
     ),
     Scenario("T9", "one partition is 8 ms further away", one("network_ms", 8), (ALL_RIGHT, p99_times(1.5), FEW_EXTRA)),
@@ -298,10 +298,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("T14 hang", "one of two hangs", one("hang"), for_two(HANGING), **T14),  # type: ignore[arg-type]
     Scenario("T14 flap", "one of two hangs every other second", flapping("hang"), (NOTHING_FAILS, ALL_RIGHT), **T14),  # type: ignore[arg-type]
     Scenario(
-        "T14 restart", "one of two restarts", restart, (NOTHING_FAILS, ALL_RIGHT, healed(5, 30)), login=True, **T14,  # type: ignore[arg-type]
+        "T14 restart", "one of two restarts", restart, (NOTHING_FAILS, ALL_RIGHT, HEALED), login=True, **T14,  # type: ignore[arg-type]
     ),
     Scenario(
-        "T14 pulled", "one of two is pulled at 1,800 requests a second", one("removed"), (NOTHING_FAILS, ALL_RIGHT, healed(5, 30)),
+        "T14 pulled", "one of two is pulled at 1,800 requests a second", one("removed"), (NOTHING_FAILS, ALL_RIGHT, HEALED),
         partitions=2, servers=0, rate=1800,
     ),
     Scenario(
@@ -316,4 +316,6 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("T16", "the cost of hedging, 50 % load", nothing, (ALL_RIGHT, replace(FEW_EXTRA, at_most=0.01))),
 )  # fmt: skip
 
+# What CI runs: the others are one of these at another load.
+IN_CI = tuple(scenario for scenario in SCENARIOS if scenario.name not in ("T1b", "T7b", "T16"))
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
