@@ -66,6 +66,7 @@ void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch,
     partition->recovery_by_breaker = by_breaker;
     snprintf(partition->reason, sizeof partition->reason, "%s%s", by_breaker ? "" : "the login was lost: ", reason);
     if (by_breaker) {
+        partition->opens++;
         snprintf(partition->last_open_reason, sizeof partition->last_open_reason, "%s", reason);
         partition->last_open_unix_s = xks_unix_seconds();
     }
@@ -75,8 +76,8 @@ void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch,
 
 /* --- bringing a partition up */
 
-/* Close the keeper's session; its session objects go with it. When the token does not know it any more, it knows none of the older
- * sessions either, and their handles may be given out again: then nobody closes them. */
+/* Close the keeper's session; its session objects go with it. When the token does not know it any more, it has lost its older sessions,
+ * and their handles may be given out again: then nobody closes them, and what was opened since is closed here. */
 static void close_keeper_session(engine_partition *partition)
 {
     CK_SESSION_INFO info;
@@ -90,6 +91,7 @@ static void close_keeper_session(engine_partition *partition)
         pthread_mutex_lock(&partition->lock);
         partition->valid_epoch = partition->epoch + 1;
         pthread_mutex_unlock(&partition->lock);
+        (void)partition->p11->f->C_CloseAllSessions(partition->slot);
     }
     partition->keeper_session_open = false;
 }
