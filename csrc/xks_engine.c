@@ -447,8 +447,47 @@ xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, x
     out->probe_duration_ns = p->probe_duration_ns;
     out->tag_failure_ckr = p->tag_failure;
     snprintf(out->iv_mode, sizeof out->iv_mode, "%s", xks_iv_mode_name(p->profile->iv_mode));
+    out->in_service = out->state == XKS_PARTITION_READY;
+    out->limit = p->sessions;
+    out->concurrency = p->sessions;
+    out->slow_start = 1;
+    snprintf(out->route_reason, sizeof out->route_reason, "%s", out->in_service ? "eligible" : "out_of_service");
+    out->firsts = p->operations;
+    out->faults = p->failures;
+    memcpy(out->errors, p->errors, sizeof out->errors);
+    memcpy(out->latency_counts, p->latency_counts, sizeof out->latency_counts);
     pthread_mutex_unlock(&p->lock);
     return XKS_OK;
+}
+
+void xks_engine_totals(xks_engine *engine, xks_engine_totals_t *out)
+{
+    memset(out, 0, sizeof *out);
+    for (uint32_t i = 0; i < engine->partition_count; i++) {
+        engine_partition *p = engine->partitions[i];
+        pthread_mutex_lock(&p->lock);
+        out->answered += p->operations;
+        pthread_mutex_unlock(&p->lock);
+        out->in_flight += atomic_load(&p->in_flight);
+    }
+    out->waiting = atomic_load(&engine->queued);
+    out->jobs = out->answered + out->in_flight;
+}
+
+/* Four buckets per doubling from a microsecond on. */
+uint64_t xks_engine_latency_bound_ns(uint32_t bucket)
+{
+    return bucket >= XKS_LATENCY_BUCKETS - 1 ? UINT64_MAX : (5 + ((uint64_t)bucket & 3)) << (8 + (bucket >> 2));
+}
+
+uint32_t xks_engine_latency_bucket(uint64_t ns)
+{
+    if (ns <= 1024) {
+        return 0;
+    }
+    unsigned top = 63U - (unsigned)__builtin_clzll(ns - 1);
+    uint32_t bucket = ((top - 10) << 2) + (uint32_t)((ns - 1) >> (top - 2) & 3);
+    return bucket < XKS_LATENCY_BUCKETS ? bucket : XKS_LATENCY_BUCKETS - 1;
 }
 
 /* What is wrong with a key and what to do, in words. */

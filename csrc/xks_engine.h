@@ -21,6 +21,8 @@
 #include <stdint.h>
 
 #define XKS_NO_SLOT UINT64_MAX
+#define XKS_LATENCY_BUCKETS 80
+#define XKS_MAX_ERROR_CODES 16
 
 typedef struct xks_engine xks_engine;
 
@@ -48,6 +50,11 @@ typedef enum xks_partition_state {
     XKS_PARTITION_REFUSED = 3     /* a fault of configuration (wrong PIN, no such token, IV reuse): never tried again */
 } xks_partition_state;
 
+typedef struct xks_ckr_count {
+    uint32_t ckr;                   /* 0xFFFFFFFF: all that did not fit */
+    uint64_t count;
+} xks_ckr_count;
+
 typedef struct xks_partition_status {
     xks_partition_state state;
     char reason[512];               /* why it is not ready: call, CKR name, what to do; "" when ready */
@@ -68,7 +75,41 @@ typedef struct xks_partition_status {
     uint64_t probe_duration_ns;
     unsigned long tag_failure_ckr;  /* learnt by the self-test */
     char iv_mode[24];               /* "caller", "returned_in_param", "appended_16", ... */
+    bool in_service;                /* the router gives it work: ready, breaker closed */
+    uint32_t lost_threads;          /* hung in a call for longer than a second */
+    uint32_t limit;                 /* calls that may be in flight */
+    double concurrency;             /* calls that it works on at once without queueing, estimated */
+    uint64_t median_ns;             /* tracked by the router, of a call */
+    uint64_t p95_ns;
+    uint64_t oldest_call_ns;        /* age of the oldest call in flight; 0: none */
+    double slow_start;              /* factor on its score while it comes back; 1: over */
+    char route_reason[24];          /* why a job would or would not go there now: "eligible", "out_of_service", "full", "too_slow",
+                                     * "stalled", "remote" */
+    uint64_t firsts;                /* calls handed over, by purpose */
+    uint64_t retries;
+    uint64_t hedges;
+    uint64_t checks;
+    uint64_t faults;                /* partition faults */
+    uint64_t opens;                 /* times the breaker opened */
+    char last_open_reason[512];     /* why it last opened, kept after it closed; "" when never */
+    uint64_t last_open_unix_s;
+    xks_ckr_count errors[XKS_MAX_ERROR_CODES];    /* by CK_RV; count 0 ends */
+    uint64_t latency_counts[XKS_LATENCY_BUCKETS]; /* calls served, by duration: see xks_engine_latency_bound_ns */
 } xks_partition_status;
+
+typedef struct xks_engine_totals {
+    uint64_t jobs;
+    uint64_t answered;
+    uint64_t refused_busy;
+    uint64_t refused_unavailable;
+    uint64_t timeouts;
+    uint64_t retries;
+    uint64_t hedges;
+    uint64_t hedge_wins;
+    uint64_t late_results_wiped;
+    uint32_t waiting;               /* jobs that wait for a partition with room */
+    uint32_t in_flight;
+} xks_engine_totals_t;
 
 typedef enum xks_key_state {
     XKS_KEY_PENDING = 0,
@@ -116,6 +157,10 @@ XKS_MUST_CHECK xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t t
 /* No token is called by these: they copy what the keeper knows. */
 XKS_MUST_CHECK xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, xks_partition_status *out);
 XKS_MUST_CHECK xks_status xks_engine_key_status(xks_engine *engine, uint32_t key, uint32_t partition, xks_key_status *out);
+void xks_engine_totals(xks_engine *engine, xks_engine_totals_t *out);
+
+/* The longest duration of a latency bucket; UINT64_MAX for the last, which has what is above all others. */
+uint64_t xks_engine_latency_bound_ns(uint32_t bucket);
 
 /* The descriptor that becomes readable when completions wait. Owned by the engine. */
 int xks_engine_eventfd(const xks_engine *engine);

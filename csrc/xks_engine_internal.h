@@ -100,6 +100,8 @@ typedef struct engine_partition {
     uint32_t faults_in_row;
     uint64_t operations;
     uint64_t failures;
+    xks_ckr_count errors[XKS_MAX_ERROR_CODES];
+    uint64_t latency_counts[XKS_LATENCY_BUCKETS];
     uint64_t last_probe_ns;
     uint64_t last_good_probe_ns;
     uint64_t probe_duration_ns;
@@ -145,6 +147,9 @@ struct xks_engine {
     uint64_t first_unsignalled_ns;
     bool signalled;
 };
+
+/* The latency bucket of a duration. */
+uint32_t xks_engine_latency_bucket(uint64_t ns);
 
 void *xks_engine_keeper_main(void *partition);
 void *xks_engine_worker_main(void *worker);

@@ -216,6 +216,16 @@ static bool take_locked(engine_partition *partition, taken *t)
     return true;
 }
 
+static void count_error_locked(engine_partition *partition, uint32_t ckr)
+{
+    uint32_t i = 0;
+    while (i < XKS_MAX_ERROR_CODES - 1 && partition->errors[i].count > 0 && partition->errors[i].ckr != ckr) {
+        i++;
+    }
+    partition->errors[i].ckr = i < XKS_MAX_ERROR_CODES - 1 ? ckr : UINT32_MAX;
+    partition->errors[i].count++;
+}
+
 /* Book what a finished job tells about the partition. */
 static void account_locked(engine_partition *partition, const xks_job *job, uint32_t epoch)
 {
@@ -224,6 +234,10 @@ static void account_locked(engine_partition *partition, const xks_job *job, uint
     if (job->started_ns != 0) {
         int64_t difference = (int64_t)(job->finished_ns - job->started_ns) - (int64_t)partition->service_ns;
         partition->service_ns = (uint64_t)((int64_t)partition->service_ns + difference / 8);
+        partition->latency_counts[xks_engine_latency_bucket(job->finished_ns - job->started_ns)]++;
+    }
+    if (job->status != XKS_OK && job->ckr != CKR_OK) {
+        count_error_locked(partition, (uint32_t)job->ckr);
     }
     if (job->status == XKS_UNAVAILABLE) {
         partition->failures++;
