@@ -83,7 +83,10 @@ def dev(
     http: Annotated[str, typer.Option(help="Plain HTTP address.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="HTTPS address.")] = "127.0.0.1:8443",
     admin: Annotated[str, typer.Option(help="Administration address; not served by this version.")] = "127.0.0.1:8444",
-    health: Annotated[str, typer.Option(help="Address of the health listener; empty: none.")] = "",
+    health: Annotated[
+        str | None,
+        typer.Option(help="Health listener, for xksfast status; empty: none. Default: 127.0.0.1:8081, or a free port."),
+    ] = None,
     key_source: Annotated[str, typer.Option(help="auto, local, softhsm or nss.")] = "auto",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.")] = 1,
     json: Json = False,
@@ -92,15 +95,17 @@ def dev(
     # Kept waiting until the supervisor takes them over: a directory half made must be removed as well.
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))
+    health = development.default_health() if health is None else health
     try:
         setup = development.make_setup(directory, http=http, tls=tls, health=health, key_source=key_source, workers=workers)
 
-        def announce(listeners: list[Listener]) -> None:
+        def announce(listeners: list[Listener], health: Listener | None) -> None:
             by_tls = {listener.tls: listener.address for listener in listeners}
+            where = (by_tls[False], by_tls[True], health.url if health else None)
             if json:
-                print(orjson.dumps(development.ready_document(setup, by_tls[False], by_tls[True])).decode(), flush=True)
+                print(orjson.dumps(development.ready_document(setup, *where)).decode(), flush=True)
             else:
-                print(development.ready_text(setup, by_tls[False], by_tls[True]), flush=True)
+                print(development.ready_text(setup, *where), flush=True)
 
         # A terminal that is closed ends what runs in it; without one SIGHUP reloads, as for serve.
         hangup_ends = sys.stdout.isatty()
