@@ -85,7 +85,7 @@ static void count_ckr(partition_counters *counters, unsigned long rv)
 
 void xks_engine_count_call(engine_partition *partition, const xks_job *job)
 {
-    if (job->ckr != 0) {
+    if (job->status == XKS_UNAVAILABLE && job->ckr != 0) { /* not what a caller's bad ciphertext gives */
         count_ckr(&partition->counters, job->ckr);
     }
     if (job->status == XKS_OK) {

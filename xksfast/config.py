@@ -39,7 +39,7 @@ class ProxyTls(Table, frozen=True):
 
 
 class ProxyHealth(Table, frozen=True):
-    """[proxy.health]. listen: GET /ping, /livez, /readyz over plain HTTP; "" switches it off.
+    """[proxy.health]. listen: GET /ping, /livez, /readyz, /status, /metrics over plain HTTP; "" is off.
 
     probe_interval_s: how often each partition is tried with a real encrypt and decrypt.
     """
