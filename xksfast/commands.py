@@ -19,6 +19,7 @@ from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
 from xksfast.proxy import supervisor
 from xksfast.proxy.listener import Listener
+from xksfast.rehearsal.cli import rehearse_app
 from xksfast.state.store_file import load_store_file
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(rehearse_app, name="rehearse")
 
 DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
