@@ -10,9 +10,10 @@ BIN = $(VENV)/bin
 BUILD_PACKAGES = gcc libc6-dev libssl-dev python3-dev python3-venv
 DEV_PACKAGES = softhsm2
 TEST_PACKAGES = softhsm2 libnss3 libnss3-tools opensc faketime curl openssl clang libclang-rt-14-dev valgrind
+LOADTEST_PACKAGES = softhsm2 libnss3 libnss3-tools
 BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light
 
-.PHONY: help build dev test lint format bench sanitize fuzz lock clean
+.PHONY: help build dev test lint format bench loadtest sanitize fuzz lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,19 +56,24 @@ test: build $(VENV)/installed-dev ## every test that CI runs: C first, then pyte
 
 lint: build $(VENV)/installed-dev ## format, types, layering, C warnings under gcc and clang
 	$(call need,$(TEST_PACKAGES),make lint)
-	@$(BIN)/ruff format --check xksfast tests bench setup.py
-	@$(BIN)/ruff check xksfast tests bench setup.py
+	@$(BIN)/ruff format --check xksfast tests bench loadtests setup.py
+	@$(BIN)/ruff check xksfast tests bench loadtests setup.py
 	@$(BIN)/mypy xksfast
 	@$(BIN)/lint-imports
 	@$(MAKE) -s -C csrc warnings
 
 format: $(VENV)/installed-dev ## rewrite Python in the project's format
-	@$(BIN)/ruff format xksfast tests bench setup.py
-	@$(BIN)/ruff check --fix xksfast tests bench setup.py
+	@$(BIN)/ruff format xksfast tests bench loadtests setup.py
+	@$(BIN)/ruff check --fix xksfast tests bench loadtests setup.py
 
 bench: build $(VENV)/installed-dev ## all benchmarks, short: bench/results/*.json and a Markdown table
 	$(call need,$(BENCH_PACKAGES),make bench)
 	@$(BIN)/python -m bench
+
+loadtest: build $(VENV)/installed-dev ## PROFILE=steady|ramp|spike|soak|partition-failure RPS= DURATION= GENERATOR=locust|open-loop ARGS=
+	$(call need,$(LOADTEST_PACKAGES),make loadtest)
+	@$(BIN)/python -m loadtests --profile $(or $(PROFILE),steady) $(if $(RPS),--rps $(RPS)) $(if $(DURATION),--duration $(DURATION)) \
+	  $(if $(GENERATOR),--generator $(GENERATOR)) $(ARGS)
 
 sanitize: ## the C tests under ASan + UBSan and under TSan
 	$(call need,$(TEST_PACKAGES),make sanitize)
@@ -85,5 +91,5 @@ lock: $(VENV)/installed-dev ## resolve the dependencies of pyproject.toml anew
 	  --all-build-deps --extra dev -o requirements-dev.lock pyproject.toml
 
 clean: ## everything that was built
-	@rm -rf build $(VENV) bench/results xksfast.egg-info
+	@rm -rf build $(VENV) bench/results loadtests/results loadtests/build xksfast.egg-info
 	@find xksfast -name '*.so' -delete

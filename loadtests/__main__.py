@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""make loadtest: start a proxy (or take one that runs elsewhere), load it, write the report; the exit code is the verdict.
+
+    python -m loadtests [--profile steady] [--rps 1800] [--duration 30s] [--generator locust|open-loop] [-- LOCUST OPTIONS]
+
+0: the objectives were met. 1: missed. 2: wrong usage, or the server did not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtests import servers
+from loadtests.profiles import KEY_STORE_QUOTA_RPS, PROFILES, parse_duration
+
+LOCUSTFILE = Path(__file__).parent / "locustfile.py"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one load test; its exit code."""
+    options = _parser().parse_args(arguments)
+    rest = options.locust_options[1:] if options.locust_options[:1] == ["--"] else options.locust_options
+    try:
+        if options.duration:
+            parse_duration(options.duration)
+        with _server(options) as served:
+            if options.generator == "open-loop":
+                from loadtests import open_loop
+
+                return open_loop.run(served, options, rest)
+            return subprocess.run(_locust_command(served, options, rest), env=_environment(), check=False).returncode
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"loadtests: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtests", description="Load a proxy as KMS does and judge it.")
+    parser.add_argument("--profile", choices=list(PROFILES), default="steady")
+    parser.add_argument("--rps", type=float, default=float(KEY_STORE_QUOTA_RPS), help="the highest rate of the profile")
+    parser.add_argument("--duration", default="", help="45, 10m, 8h; the profile's own by default")
+    parser.add_argument("--generator", choices=["locust", "open-loop"], default="locust", help="open-loop: for the true tail")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--target", default="", help="JSON file of a proxy that runs; by default one is started")
+    parser.add_argument("--status-url", default="", help="with --target: its health listener")
+    parser.add_argument(
+        "--key-source", choices=["auto", "local", "softhsm", "nss"], default="auto", help="of the started proxy"
+    )
+    parser.add_argument("--processes", type=int, default=0, help="locust workers beside the master; 0: one process does both")
+    parser.add_argument(
+        "--web", action="store_true", help="locust's web UI on http://127.0.0.1:8089 instead of starting at once"
+    )
+    parser.add_argument("--report-dir", default="loadtests/results")
+    parser.add_argument("locust_options", nargs=argparse.REMAINDER, help="after --: further options of locust")
+    return parser
+
+
+@contextmanager
+def _server(options: argparse.Namespace) -> Iterator[servers.Served]:
+    if options.target:
+        yield servers.Served(Path(options.target), options.status_url)
+    elif PROFILES[options.profile].fault is not None:
+        with servers.partitions() as served:
+            yield served
+    else:
+        with servers.development(options.key_source) as served:
+            yield served
+
+
+def _locust_command(served: servers.Served, options: argparse.Namespace, rest: list[str]) -> list[str]:
+    command = [
+        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--target", str(served.target_file), "--load-profile", options.profile,
+        "--rps", str(options.rps), "--duration", options.duration, "--connections", str(options.connections),
+        "--report-dir", options.report_dir, "--status-url", served.status_url, "--server-pid", str(served.worker_pid),
+    ]  # fmt: skip
+    if served.fault_control:
+        command += ["--fault-control", served.fault_control]
+    command += ["--web-host", "127.0.0.1"] if options.web else ["--headless", "--only-summary"]
+    if options.processes:
+        command += ["--processes", str(options.processes)]
+    return [*command, *rest]
+
+
+def _environment() -> dict[str, str]:
+    """The repository's root on the path, for the locustfile's imports in every process that locust forks."""
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

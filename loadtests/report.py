@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: one HTML file with its pictures (pictures.py) inside, and all series as JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadtests.series import QUANTILES, Bucket, Series
+from loadtests.slo import Verdict
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .9rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}.met{color:#18722f}.missed{color:#b3261e;font-weight:600}svg{width:100%;height:auto}
+h1 span{font-size:1rem}figcaption{color:#555}figure{margin:1.5rem 0}"""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the run was made. seconds: how long it really lasted; segments: (seconds, from rps, to rps)."""
+
+    profile: str
+    rps: float
+    seconds: float
+    arrivals: str
+    connections: int
+    mix: str
+    target: str
+    generator: str
+    segments: list[tuple[float, float, float]]
+
+
+def write(directory: Path, series: Series, verdicts: list[Verdict], conditions: Conditions) -> tuple[Path, Path]:
+    """Write report.html and series.json; their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    page, data = directory / "report.html", directory / "series.json"
+    data.write_text(json.dumps(document(series, verdicts, conditions), indent=1) + "\n")
+    page.write_text(_page(series, verdicts, conditions))
+    return page, data
+
+
+def document(series: Series, verdicts: list[Verdict], conditions: Conditions) -> dict[str, Any]:
+    """Everything, for other programs."""
+    return {
+        "conditions": asdict(conditions),
+        "met": all(verdict.met for verdict in verdicts),
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "total": summary(series.total),
+        "operations": {name: summary(bucket) for name, bucket in sorted(series.operations.items())},
+        "seconds": [{"second": second, **summary(bucket)} for second, bucket in sorted(series.seconds.items())],
+        "generator_cpu_s": series.generator_cpu_s,
+        "marks": [asdict(mark) for mark in series.marks],
+        "shares": series.shares(),
+        "samples": series.samples,
+    }
+
+
+def summary(bucket: Bucket) -> dict[str, Any]:
+    """Counts and quantiles of a bucket."""
+    return {"requests": bucket.requests, "failures": dict(bucket.failures), **bucket.quantiles()}
+
+
+def _page(series: Series, verdicts: list[Verdict], conditions: Conditions) -> str:
+    from loadtests.pictures import draw  # matplotlib takes seconds to import: not in a generator's way
+
+    met = all(verdict.met for verdict in verdicts)
+    title = html.escape(conditions.profile)
+    facts = (
+        f"{conditions.rps:g} requests/s at most, {conditions.seconds:.0f} s, {conditions.arrivals} arrivals, "
+        f"{conditions.connections} connections, {conditions.generator}, {conditions.target}, {conditions.mix}"
+    )
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>xksfast load test: {title}</title><style>{STYLE}</style>',
+        f'<h1>{title} <span class="{_class(met)}">{"objectives met" if met else "objectives missed"}</span></h1>',
+        f"<p>{html.escape(facts)}. {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</p>",
+        _verdict_table(verdicts),
+        _bucket_table(series),
+        "<p>Scheduled latency runs from the moment a request was due; service time from the moment it was sent. The difference is the "
+        "generator's lateness: no connection was free, or the generator itself was busy.</p>",
+        *(_figure(svg, caption) for svg, caption in draw(series, conditions.segments)),
+        _failure_table(series.total),
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _class(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def _verdict_table(verdicts: list[Verdict]) -> str:
+    rows = [
+        f'<tr class="{_class(verdict.met)}"><td>{verdict.name}<td>{html.escape(verdict.promised)}<td>{verdict.measured}'
+        f"<td>{'met' if verdict.met else 'missed'}"
+        for verdict in verdicts
+    ]
+    return f"<table><tr><th>objective<th>promised<th>measured<th>{''.join(rows)}</table>"
+
+
+def _bucket_table(series: Series) -> str:
+    rows = []
+    for name, bucket in [*sorted(series.operations.items()), ("all", series.total)]:
+        facts = summary(bucket)
+        cells = [f"{facts[kind][quantile]:.2f}" for kind in ("scheduled", "service", "lateness") for quantile in QUANTILES]
+        rows.append(f"<tr><td>{name}<td>{bucket.requests}<td>{bucket.failures.total()}<td>{'<td>'.join(cells)}")
+    head = "".join(f'<th colspan="3">{kind}, ms' for kind in ("scheduled latency", "service time", "lateness"))
+    quantiles = "<th>p50<th>p99<th>p99.9" * 3
+    return f"<table><tr><th><th><th>{head}<tr><th>operation<th>requests<th>failed{quantiles}{''.join(rows)}</table>"
+
+
+def _failure_table(total: Bucket) -> str:
+    if not total.failures:
+        return "<p>No request failed.</p>"
+    rows = "".join(f"<tr><td>{html.escape(name)}<td>{count}" for name, count in total.failures.most_common())
+    return f"<table><tr><th>failure<th>requests{rows}</table>"
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"

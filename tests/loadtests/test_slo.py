@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdicts at their boundaries, quantiles, and that a request nobody answered is a failure."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtests.histogram import Histogram
+from loadtests.series import TOO_LATE, UNANSWERED, WRONG, Bucket, Outcome, Recorder, Series
+from loadtests.slo import Slo, table
+
+
+def bucket(latencies_us: list[int], failures: dict[str, int] | None = None) -> Bucket:
+    """Requests with these scheduled latencies, the first ones failed as said."""
+    names = [name for name, count in (failures or {}).items() for _ in range(count)]
+    names += [""] * (len(latencies_us) - len(names))
+    made = Bucket()
+    for latency_us, name in zip(latencies_us, names, strict=True):
+        made.record(Outcome(0, "Encrypt", 0, latency_us, name))
+    return made
+
+
+def met(slo: Slo, total: Bucket) -> dict[str, bool]:
+    return {verdict.name: verdict.met for verdict in slo.judge(total)}
+
+
+@pytest.mark.parametrize(("failed", "expected"), [(0, True), (1, True), (2, False)])
+def test_availability_is_met_up_to_its_last_failure(failed: int, expected: bool) -> None:
+    assert met(Slo(availability=0.999), bucket([1000] * 1000, {TOO_LATE: failed}))["availability"] is expected
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(0, True), (1, False)])
+def test_one_wrong_answer_misses_however_available_the_service_was(wrong: int, expected: bool) -> None:
+    verdicts = met(Slo(availability=0.5), bucket([1000] * 1000, {f"{WRONG}: Decrypt: another plaintext": wrong}))
+    assert verdicts["wrong answers"] is expected
+    assert verdicts["availability"]
+
+
+@pytest.mark.parametrize(("latency_us", "expected"), [(799, True), (800, True), (801, False)])
+@pytest.mark.parametrize(("name", "slow", "option"), [("p50", 501, "p50_ms"), ("p99", 11, "p99_ms"), ("p99.9", 2, "p999_ms")])
+def test_a_quantile_is_met_up_to_its_limit(name: str, slow: int, option: str, latency_us: int, expected: bool) -> None:
+    slo = Slo(**{option: 0.8})
+    assert met(slo, bucket([100] * (1000 - slow) + [latency_us] * slow))[name] is expected
+
+
+@pytest.mark.parametrize(("name", "slow", "option"), [("p50", 500, "p50_ms"), ("p99", 10, "p99_ms"), ("p99.9", 1, "p999_ms")])
+def test_what_lies_beyond_a_quantile_does_not_count_for_it(name: str, slow: int, option: str) -> None:
+    assert met(Slo(**{option: 0.8}), bucket([100] * (1000 - slow) + [900] * slow))[name]
+
+
+def test_a_run_without_requests_meets_no_latency_and_no_availability() -> None:
+    assert met(Slo(), Bucket()) == {"availability": False, "wrong answers": True, "p50": False, "p99": False, "p99.9": False}
+
+
+def test_latency_is_judged_from_the_scheduled_start() -> None:
+    late = Bucket()
+    late.record(Outcome(0, "Encrypt", 90_000, 20_000, ""))
+    assert late.histograms["service"].quantile_ms(0.5) == pytest.approx(20, rel=0.001)
+    assert not met(Slo(p99_ms=100), late)["p99"]
+    assert met(Slo(p99_ms=110), late)["p99"]
+
+
+def test_requests_that_nobody_told_of_are_failures() -> None:
+    series, recorder = Series(), Recorder()
+    for second in (0, 1):
+        recorder.record(Outcome(second, "Encrypt", 0, 1000, ""))
+    series.merge(recorder.drain())
+    series.count_unanswered(due=5, last_second=1)
+    assert series.total.requests == 5
+    assert series.total.failures == {UNANSWERED: 3}
+    series.count_unanswered(due=5, last_second=1)
+    assert series.total.requests == 5
+
+
+def test_workers_add_up_to_what_one_generator_would_have_recorded() -> None:
+    outcomes = [Outcome(n % 3, ("Encrypt", "Decrypt")[n % 2], n, 100 * n, TOO_LATE if n % 7 == 0 else "") for n in range(60)]
+    alone, together = Series(), Series()
+    one, workers = Recorder(), [Recorder(), Recorder()]
+    for number, outcome in enumerate(outcomes):
+        one.record(outcome)
+        workers[number % 2].record(outcome)
+        if number == 20:
+            together.merge(workers[0].drain())
+    alone.merge(one.drain())
+    for worker in workers:
+        together.merge(worker.drain())
+    for ours, theirs in ((together.seconds, alone.seconds), (together.operations, alone.operations)):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert (ours[key].requests, ours[key].failures) == (theirs[key].requests, theirs[key].failures)
+            for kind, histogram in ours[key].histograms.items():
+                assert sorted(histogram.pairs()) == sorted(theirs[key].histograms[kind].pairs())
+
+
+@pytest.mark.parametrize("value", [0, 1, 1023, 1024, 1025, 123_456, 250_000, 60_000_000])
+def test_a_histogram_is_at_most_a_thousandth_off_and_never_above(value: int) -> None:
+    histogram = Histogram()
+    histogram.record(value)
+    assert value * 0.998 <= histogram.quantile_us(0.5) <= value
+
+
+def test_a_long_run_keeps_the_quantiles_of_old_seconds_but_not_their_histograms() -> None:
+    series, recorder = Series(), Recorder()
+    for second in range(200):
+        recorder.record(Outcome(second, "Encrypt", 0, 1000 + second, ""))
+        series.merge(recorder.drain())
+    assert [second for second, bucket in series.seconds.items() if not bucket.histograms] == list(range(139))
+    assert series.seconds[20].quantiles()["scheduled"]["p99_ms"] == pytest.approx(1.02, rel=0.002)
+    assert series.total.requests == sum(bucket.requests for bucket in series.seconds.values()) == 200
+    assert series.total.quantiles()["service"]["p50_ms"] == pytest.approx(1.099, rel=0.002)
+
+
+def test_shares_are_of_the_work_since_the_sample_before() -> None:
+    series = Series()
+    series.samples = [
+        {"at_s": 0.0, "partitions": {"p0": 100, "p1": 100}},
+        {"at_s": 0.5, "partitions": {}},
+        {"at_s": 1.0, "partitions": {"p0": 130, "p1": 110}},
+        {"at_s": 2.0, "partitions": {"p0": 130, "p1": 110}},
+    ]
+    assert series.shares() == {"p0": [(1.0, 0.75), (2.0, 0.0)], "p1": [(1.0, 0.25), (2.0, 0.0)]}
+
+
+def test_the_table_names_verdicts_and_failures() -> None:
+    total = bucket([1000] * 10, {"DependencyTimeoutException": 2})
+    text = table(Slo().judge(total), total)
+    assert "MISSED  availability" in text
+    assert "2  DependencyTimeoutException" in text
+    assert "10 requests, 2 failed" in text
