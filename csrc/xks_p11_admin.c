@@ -95,19 +95,17 @@ xks_status xks_admin_describe(const xks_provision_target *target, xks_admin_toke
     out->firmware_minor = token.firmwareVersion.minor;
     out->hardware_major = token.hardwareVersion.major;
     out->hardware_minor = token.hardwareVersion.minor;
-    /* our own session is none of the operator's */
     out->sessions = count_of(token.ulSessionCount);
-    out->sessions -= out->sessions != UINT64_MAX && out->sessions > 0 ? 1 : 0;
+    out->sessions -= out->sessions != UINT64_MAX && out->sessions > 0 ? 1 : 0; /* our own is none of the operator's */
     out->max_sessions = count_of(token.ulMaxSessionCount);
     out->rw_sessions = count_of(token.ulRwSessionCount);
     out->max_rw_sessions = count_of(token.ulMaxRwSessionCount);
     out->flags = token.flags;
     if (login.module.f->C_GetInfo(&library) == CKR_OK) {
-        size_t len = sizeof library.libraryDescription;
-        while (len > 0 && (library.libraryDescription[len - 1] == ' ' || library.libraryDescription[len - 1] == '\0')) {
-            len--;
+        memcpy(out->library, library.libraryDescription, sizeof library.libraryDescription);
+        for (size_t len = sizeof library.libraryDescription; len > 0 && out->library[len - 1] == ' '; len--) {
+            out->library[len - 1] = '\0';
         }
-        memcpy(out->library, library.libraryDescription, len);
         out->library_major = library.libraryVersion.major;
         out->library_minor = library.libraryVersion.minor;
     }
@@ -285,12 +283,11 @@ static xks_status unwrap(xks_admin *admin, CK_MECHANISM *mechanism, uint64_t unw
     CK_OBJECT_HANDLE made;
     attributes all = attributes_of(admin, wanted);
     CK_BYTE_PTR bytes = (CK_BYTE_PTR)(uintptr_t)blob;
-    CK_RV rv = calls(admin)->C_UnwrapKey(admin->login.session, mechanism, unwrapping_key, bytes, (CK_ULONG)blob_len, all.list,
-                                         all.count, &made);
+    CK_ULONG len = (CK_ULONG)blob_len;
+    CK_RV rv = calls(admin)->C_UnwrapKey(admin->login.session, mechanism, unwrapping_key, bytes, len, all.list, all.count, &made);
     if (rv == CKR_TEMPLATE_INCOMPLETE) { /* Luna before firmware 7.9.3 wants the length */
         add_length(&all);
-        rv = calls(admin)->C_UnwrapKey(admin->login.session, mechanism, unwrapping_key, bytes, (CK_ULONG)blob_len, all.list,
-                                       all.count, &made);
+        rv = calls(admin)->C_UnwrapKey(admin->login.session, mechanism, unwrapping_key, bytes, len, all.list, all.count, &made);
     }
     if (rv == CKR_MECHANISM_INVALID) {
         snprintf(error, XKS_ERROR_TEXT_BYTES,

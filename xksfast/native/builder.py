@@ -38,6 +38,8 @@ HEADERS = (
     "xks_ckr_name.h",
     "xks_engine.h",
     "xks_p11_provision.h",
+    "xks_p11_admin.h",
+    "xks_p11_measure.h",
     "xks_api.h",
 )
 
