@@ -21,7 +21,9 @@ from xksfast.toml_reader import Problems, join, nearest, read_toml, to_struct
 
 Profile = Literal["softhsm", "luna", "luna_fips", "cloudhsm", "nshield", "utimaco", "securosys", "nss", "generic"]
 
+AES_KEY_WRAP = 0x2109  # CKM_AES_KEY_WRAP, RFC 3394
 MAX_NAME_CHARS = 64
+_MECHANISM = re.compile(r"(?:0x[0-9A-Fa-f]{1,8}|[1-9][0-9]{0,9})?")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
 
 
@@ -108,7 +110,11 @@ class Module(Table, frozen=True):
 
 
 class Partition(Table, frozen=True):
-    """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env."""
+    """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env.
+
+    site: where it stands, for people. wrap_mechanism: number of the mechanism by which keys leave and reach it ("0x2109", RFC 3394,
+    when empty). functionality_modules: whether the HSM is configured for them, which no PKCS#11 call tells (Luna).
+    """
 
     module: str
     token_label: str | None = None
@@ -118,13 +124,27 @@ class Partition(Table, frozen=True):
     pin_env: str | None = None
     profile: Profile = "generic"
     sessions: Annotated[int, Meta(ge=1, le=256)] = 16
+    site: str = ""
+    wrap_mechanism: str = ""
+    functionality_modules: bool | None = None
+
+    @property
+    def wrap_mechanism_number(self) -> int:
+        """`wrap_mechanism`, or RFC 3394's."""
+        return int(self.wrap_mechanism, 0) if self.wrap_mechanism else AES_KEY_WRAP
 
 
 class PartitionGroup(Table, frozen=True):
-    """[partition_groups.<name>]. health_check_key: CKA_LABEL on each partition; "" = a session key made in the token."""
+    """[partition_groups.<name>]. health_check_key: CKA_LABEL on each partition; "" = a session key made in the token.
+
+    replication: how keys come to the other partitions: "wrap" = by us, under the key with the label transport_key, which each
+    partition has; "clone" = by the HSM's own tools, and we only verify.
+    """
 
     partitions: tuple[str, ...]
     health_check_key: str = ""
+    replication: Literal["wrap", "clone"] = "wrap"
+    transport_key: str = "xksfast-transport"
 
 
 class Config(Table, frozen=True):
@@ -292,6 +312,11 @@ def _check_partitions(config: Config, problems: Problems) -> None:
         if len(given) != 1:
             got = " and ".join(given) or "none"
             problems.add(key, f"exactly one of token_label, serial and slot says which token, got {got}")
+        if not _MECHANISM.fullmatch(partition.wrap_mechanism):
+            problems.add(
+                f"{key}.wrap_mechanism",
+                f'{partition.wrap_mechanism!r} is no mechanism number: write it like "0x2109" (RFC 3394) or "0x210B" (RFC 5649)',
+            )
         if partition.pin_file and partition.pin_env:
             problems.add(key, "pin_file and pin_env are both set: keep one")
         for field, value in given.items():
@@ -307,6 +332,8 @@ def _check_groups(config: Config, problems: Problems) -> None:
         key = join("partition_groups", name) + ".partitions"
         if not group.partitions:
             problems.add(key, "lists no partition: give at least one")
+        if not 1 <= len(group.transport_key.encode()) <= 200:
+            problems.add(join("partition_groups", name) + ".transport_key", "must have 1 to 200 bytes")
         for partition in dict.fromkeys(group.partitions):
             if partition not in config.partitions:
                 problems.add(key, f"there is no partition {partition!r}{nearest(partition, config.partitions)}")
