@@ -17,6 +17,7 @@ from xksfast._version import __version__
 from xksfast.admin import dev as development
 from xksfast.config import load_config, missing_files
 from xksfast.errors import OperatorError
+from xksfast.partition_commands import partition_app
 from xksfast.proxy import supervisor
 from xksfast.proxy.listener import Listener
 from xksfast.state.store_file import load_store_file
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(partition_app, name="partition")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
