@@ -23,7 +23,8 @@ C_LAYERS = [
     ["xks_sigv4", "xks_aad", "xks_aes_gcm", "xks_json", "xks_seal", "xks_tls"],
     ["xks_job"],
     ["xks_local", "xks_pkcs11", "xks_ckr_name", "xks_ckr", "xks_router"],
-    ["xks_p11_quirks", "xks_p11_module", "xks_p11_token", "xks_p11_key", "xks_p11_gcm", "xks_p11_self_test", "xks_p11_provision"],
+    ["xks_p11_quirks", "xks_p11_module", "xks_p11_token", "xks_p11_key", "xks_p11_gcm", "xks_p11_self_test", "xks_p11_provision",
+     "xks_p11_login", "xks_p11_admin", "xks_p11_measure"],
     ["xks_engine", "xks_engine_internal", "xks_engine_keeper", "xks_engine_worker"],
     ["xks_api"],
 ]  # fmt: skip

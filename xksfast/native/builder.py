@@ -39,6 +39,8 @@ HEADERS = (
     "xks_engine.h",
     "xks_router.h",
     "xks_p11_provision.h",
+    "xks_p11_admin.h",
+    "xks_p11_measure.h",
     "xks_api.h",
     "shim/xksfault_control.h",
 )

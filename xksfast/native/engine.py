@@ -115,7 +115,7 @@ class KeyStatus:
     reason: str
 
 
-class _Texts:
+class Texts:
     """Keeps C copies of strings alive while a struct points to them."""
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class Engine:
 
         What it reads from the environment must be set now, and may be changed for the next module.
         """
-        index, error, texts = ffi.new("uint32_t *"), error_buffer(), _Texts()
+        index, error, texts = ffi.new("uint32_t *"), error_buffer(), Texts()
         check(lib.xks_engine_add_module(self.pointer, texts(path), texts(parameters), index, error), error)
         return int(index[0])
 
@@ -213,7 +213,7 @@ class Engine:
         remote: bool = False,
     ) -> int:
         """The partition's index. Exactly one of token_label, token_serial and slot names the token."""
-        texts = _Texts()
+        texts = Texts()
         config = ffi.new("xks_partition_config *")
         config.name, config.module = texts(name), module
         config.token_label, config.token_serial = texts(token_label), texts(token_serial)
@@ -312,7 +312,7 @@ def ensure_token_key(
 
     For the key tool's own process: the module must not be in use by an engine of the same process.
     """
-    texts = _Texts()
+    texts = Texts()
     target = ffi.new("xks_provision_target *")
     target.module_path, target.parameters = texts(module_path), texts(parameters)
     target.token_label, target.token_serial = texts(token_label), texts(token_serial)
