@@ -3,7 +3,6 @@
 
 #include "xks_ckr_name.h"
 #include "xks_clock.h"
-#include "xks_router.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -519,7 +518,8 @@ int xks_engine_eventfd(const xks_engine *engine)
 /* The partition for a job, or NULL with the reason in *status. engine->lock is held, so that the key table stays. */
 static engine_partition *choose_locked(xks_engine *engine, uint32_t key, xks_status *status)
 {
-    xks_partition_view views[XKS_MAX_PARTITIONS] = {{0}};
+    engine_partition *best = NULL;
+    uint32_t least = UINT32_MAX;
     bool any_ready = false;
     if (key >= engine->key_capacity || engine->keys[key].references == 0) {
         *status = XKS_NOT_FOUND;
@@ -527,20 +527,23 @@ static engine_partition *choose_locked(xks_engine *engine, uint32_t key, xks_sta
     }
     engine_group *group = &engine->groups[engine->keys[key].group];
     for (uint32_t i = 0; i < group->count; i++) {
-        engine_partition *partition = engine->partitions[group->partitions[i]];
+        engine_partition *partition = engine->partitions[group->partitions[(i + group->turn) % group->count]];
         int state = atomic_load(&partition->state);
         /* A partition that recovers may be back before the deadline; its queue waits. */
-        views[i].ready = state == XKS_PARTITION_READY || (state == XKS_PARTITION_RECOVERING && group->count == 1);
+        bool ready = state == XKS_PARTITION_READY || (state == XKS_PARTITION_RECOVERING && group->count == 1);
         pthread_mutex_lock(&partition->lock);
         xks_key_state known = partition->keys[key].state;
         pthread_mutex_unlock(&partition->lock);
-        views[i].has_key = known == XKS_KEY_USABLE || known == XKS_KEY_PENDING;
-        views[i].in_flight = atomic_load(&partition->in_flight);
-        any_ready = any_ready || views[i].ready;
+        bool has_key = known == XKS_KEY_USABLE || known == XKS_KEY_PENDING;
+        any_ready = any_ready || ready;
+        if (ready && has_key && atomic_load(&partition->in_flight) < least) {
+            least = atomic_load(&partition->in_flight);
+            best = partition;
+        }
     }
-    uint32_t picked = xks_router_pick(views, group->count, group->turn++);
-    *status = picked != XKS_NO_PARTITION ? XKS_OK : any_ready ? XKS_NOT_FOUND : XKS_UNAVAILABLE;
-    return picked != XKS_NO_PARTITION ? engine->partitions[group->partitions[picked]] : NULL;
+    group->turn++;
+    *status = best != NULL ? XKS_OK : any_ready ? XKS_NOT_FOUND : XKS_UNAVAILABLE;
+    return best;
 }
 
 xks_status xks_engine_submit(xks_engine *engine, xks_job *job)

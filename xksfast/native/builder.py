@@ -35,6 +35,7 @@ HEADERS = (
     "xks_tls.h",
     "xks_job.h",
     "xks_local.h",
+    "xks_router.h",
     "xks_ckr_name.h",
     "xks_engine.h",
     "xks_p11_provision.h",
