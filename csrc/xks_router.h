@@ -13,7 +13,7 @@
  *
  *   max(median, age of its oldest call if that is unusual) x queue x slow start x (1 + 0.02 calls in flight)
  *
- * where medians within 30 % of the best are equal, so that calls in flight decide between partitions that are about equally fast, and
+ * where medians within 40 % of the best are equal, so that calls in flight decide between partitions that are about equally fast, and
  * `queue` is 1 until more calls are in flight than the partition works on at once. A partition whose oldest call is out for much longer
  * than its calls usually take is avoided while another has capacity to spare, and comes back by itself when the call returns: it is
  * never ejected for latency, which would let stalls everywhere take everything out. Only faults in a row and calls out for longer than

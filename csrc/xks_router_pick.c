@@ -3,7 +3,7 @@
 #include "xks_router_internal.h"
 
 #define IN_FLIGHT_COST 0.02
-#define EQUAL_MEDIANS 1.3        /* a median up to so many times the best is as good */
+#define EQUAL_MEDIANS 1.4        /* a median up to so many times the best is as good */
 #define EQUAL_MEDIAN_NS 100000.0 /* below about what handing a call to a thread costs, all are equal */
 #define DEADLINE_MEDIANS 3
 #define LOCAL_PATIENCE 4 /* the local site is kept until it scores so many times worse than another */
