@@ -44,7 +44,10 @@ static double median_step(double median, double sample)
     if (sample > median) {
         return median * (1 + (sample > LEAP_RATIO * median ? MEDIAN_LEAP : MEDIAN_STEP));
     }
-    return median * (1 - (sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP));
+    if (sample < median) {
+        return median * (1 - (sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP));
+    }
+    return median;
 }
 
 static void set_concurrency(router_partition *p, double value)
