@@ -84,7 +84,8 @@ void xks_router_set_sessions(xks_router *router, uint32_t partition, uint32_t se
  * time). */
 void xks_router_set_in_service(xks_router *router, uint32_t partition, bool in_service, uint64_t now);
 
-/* The partition for a call. Changes nothing but the tie-breaking sequence.
+/* The partition for a call. Changes nothing but the tie-breaking sequence and, at most every 10 ms, the median to which the members'
+ * old ones fade.
  * When every usable member is out of service it is panic: the one with the fewest faults in a row that has room and does not hang is
  * chosen, for anything but a hedge. Where all fail at once callers get the failure at once, and the first to recover is found. */
 xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *request, uint64_t now, uint32_t *partition);
