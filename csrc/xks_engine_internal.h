@@ -9,7 +9,8 @@
  *   xks_engine_settle.c    what becomes of a job that came back: answers, retries, checks on another partition
  *   xks_engine_queue.c     between the loop and the workers: a partition's queue, its idle workers, the completion list
  *   xks_engine_worker.c    one thread per session: a job at a time, repairs of its own session
- *   xks_engine_keeper.c    one thread per partition: login, self-test, probes, recovery
+ *   xks_engine_keeper.c    one thread per partition: probes, recovery, looking after keys and sessions
+ *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test; resetting a module
  *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
  *
  * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
@@ -368,6 +369,14 @@ void *xks_engine_keeper_main(void *partition);
 void *xks_engine_worker_main(void *worker);
 /* Take the partition out of service and have the keeper bring it back: for the login of `epoch` (0: whatever it is). */
 void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch, bool by_breaker, const char *reason);
+
+/* --- xks_engine_bring_up.c; the keeper's thread only, no lock held */
+
+void xks_engine_close_keeper_session(engine_partition *partition);
+/* One attempt to find the token, log in, prove it, and let the workers in under a new epoch. XKS_CONFIG: the operator must mend it. */
+xks_status xks_engine_bring_up(engine_partition *partition, char *error);
+/* Finalise and initialise the partition's module anew, if all its partitions are down and no thread is inside. True when it was done. */
+bool xks_engine_reset_module(engine_partition *partition);
 
 /* --- xks_engine_lookup.c; the keeper's thread only, no lock held */
 

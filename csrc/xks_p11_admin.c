@@ -409,7 +409,7 @@ xks_status xks_admin_unwrap_received(xks_admin *admin, uint64_t private_key, con
 
 static xks_p11_gcm gcm_of(const xks_admin *admin, uint64_t key)
 {
-    return (xks_p11_gcm){&admin->login.module, admin->login.session, key, admin->login.profile->iv_mode};
+    return (xks_p11_gcm){&admin->login.module, admin->login.session, key, admin->login.profile->iv_mode, NULL};
 }
 
 xks_status xks_admin_prove(xks_admin *admin, uint64_t key, xks_admin_proof *out, char *error)

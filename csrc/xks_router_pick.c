@@ -3,10 +3,9 @@
 #include "xks_router_internal.h"
 
 #define IN_FLIGHT_COST 0.02
-#define EQUAL_MEDIANS 1.3        /* a median up to so many times the best is as good */
 #define EQUAL_MEDIAN_NS 100000.0 /* below about what handing a call to a thread costs, all are equal */
 #define DEADLINE_MEDIANS 3
-#define LOCAL_PATIENCE 4 /* the local site is kept until it scores so many times worse than another */
+#define LOCAL_PATIENCE 5 /* the local site is kept until it scores so many times worse than another */
 
 /* What one look at the candidates found. Sets are subsets of `pool` but for `pool` itself. */
 typedef struct survey {
@@ -69,7 +68,7 @@ static void look(xks_router *router, const xks_route_request *request, uint64_t 
         double expected = s->expected_ns[router_first(left)];
         best = best <= 0 || expected < best ? expected : best;
     }
-    s->best_ns = best * EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? best * EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
+    s->best_ns = best * XKS_EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? best * XKS_EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
 }
 
 static double slow_start_factor(const router_partition *p, uint64_t now)
