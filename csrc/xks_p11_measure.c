@@ -249,7 +249,7 @@ static xks_status measure(const xks_p11_login *login, const xks_measure_options 
     if (status != XKS_OK) {
         return status;
     }
-    xks_p11_gcm gcm = {&login->module, login->session, key, login->profile->iv_mode};
+    xks_p11_gcm gcm = {&login->module, login->session, key, login->profile->iv_mode, NULL};
     xks_random_pool_init(&random);
     snprintf(out->iv_mode, sizeof out->iv_mode, "%s", xks_iv_mode_name(login->profile->iv_mode));
     status = xks_p11_self_test(&gcm, &random, &scratch, &canary, &out->tag_failure_ckr, error);

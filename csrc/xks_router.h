@@ -63,7 +63,8 @@ typedef enum xks_route_verdict {
     XKS_ROUTE_FULL = 1,     /* partitions that could serve are at their limit (hedge: have none to spare): wait for a completion */
     XKS_ROUTE_OUT = 2,      /* no member can serve: each is out, or hangs; for a hedge: no other member */
     XKS_ROUTE_NO_KEY = 3,   /* members serve, but on none of them is the key usable */
-    XKS_ROUTE_LATE = 4,     /* too little time remains: less than 3 medians, for a first attempt or check less than one */
+    XKS_ROUTE_LATE = 4,     /* too little time remains: less than 3 medians; for a first attempt or check less than one,
+                                 unless a partition is idle and 50 ms remain: one call at a time finds out whether it is still so slow */
     XKS_ROUTE_NO_BUDGET = 5 /* retries or hedges are used up */
 } xks_route_verdict;
 

@@ -208,6 +208,22 @@ static void too_little_time_is_late(void)
     CHECK_STATUS(XKS_ROUTE_LATE, pick(&request, &partition));
 }
 
+static void a_partition_that_was_too_slow_is_tried_one_call_at_a_time(void)
+{
+    uint32_t partition;
+    begin_test(1, 4);
+    serve(0, 1, 600 * MS);
+    xks_route_request request = request_for(1, XKS_ROUTE_FIRST);
+    request.remaining_ns = 200 * MS;
+    CHECK(chosen(&request) == 0);
+    uint32_t call = begin(0);
+    CHECK_STATUS(XKS_ROUTE_LATE, pick(&request, &partition));
+    CHECK(!xks_router_end(router, 0, call, XKS_CALL_SERVED, MS, now));
+    CHECK(chosen(&request) == 0);
+    request.remaining_ns = 49 * MS;
+    CHECK_STATUS(XKS_ROUTE_LATE, pick(&request, &partition));
+}
+
 /* --- score */
 
 static void equally_fast_partitions_share_by_calls_in_flight(void)
@@ -840,6 +856,7 @@ int main(void)
     RUN(a_call_ends_once);
     RUN(no_partition_holds_more_calls_than_there_are_slots);
     RUN(too_little_time_is_late);
+    RUN(a_partition_that_was_too_slow_is_tried_one_call_at_a_time);
     RUN(equally_fast_partitions_share_by_calls_in_flight);
     RUN(fast_tokens_share_by_calls_in_flight_whatever_they_took);
     RUN(a_slow_partition_is_left_to_itself);
