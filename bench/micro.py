@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time of the pieces of a request, without Python around them: python -m bench.micro [--rounds 7]
+"""CPU time of the pieces of a request, without Python around them, and of counting it: python -m bench.micro [--rounds 7]
 
 Compiles bench/micro.c with the product's C at the product's optimisation, has it prove each result, and prints medians over rounds;
 bench/results/micro.json keeps all.
@@ -16,13 +16,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from bench.requests import Target, encrypt_document
+from xksfast.proxy.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 GOALS_NS = {"sigv4_verify": 1500}
+COUNTED = 2_000_000
 
 
 def compile_program(directory: Path) -> Path:
@@ -58,6 +61,18 @@ def request_lines() -> str:
     return "\n".join([*lines, body.decode()]) + "\n"
 
 
+def count_request_ns() -> float:
+    """One increment of the request counters and of the latency histogram, the clock read included."""
+    metrics = Metrics()
+    began, cpu = time.monotonic_ns(), time.thread_time_ns()
+    metrics.count_many(COUNTED, began)
+    took = (time.thread_time_ns() - cpu) / COUNTED
+    counted = {(operation, result): count for operation, result, count in metrics.requests()}
+    ((_, buckets, _),) = metrics.durations()
+    assert counted["Encrypt", "ok"] == sum(buckets) == COUNTED
+    return took
+
+
 def main() -> int:
     """Measure and print; 1 when a result is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,6 +89,7 @@ def main() -> int:
             for line in done.stdout.splitlines():
                 name, value = line.split()
                 samples.setdefault(name, []).append(float(value))
+            samples.setdefault("count_request", []).append(count_request_ns())
     print("| piece | CPU ns/call (median) | at most |\n|---|---|---|")
     for name, values in samples.items():
         print(f"| {name} | {statistics.median(values):.0f} | {GOALS_NS.get(name, '')} |")

@@ -4,10 +4,13 @@
  *   xks_engine.c           the handle: modules, partitions, groups, start and stop
  *   xks_engine_keys.c      the key tables
  *   xks_engine_status.c    what the keepers and the router know, for who asks
- *   xks_engine_dispatch.c  the loop thread's side: where a job goes, waits, is retried, hedged, checked, timed out
+ *   xks_engine_dispatch.c  the loop thread's side: submit, flush, drain; deadlines and hedges
+ *   xks_engine_place.c     where a job goes: to a partition, into its group's queue, or back; the breaker
+ *   xks_engine_settle.c    what becomes of a job that came back: answers, retries, checks on another partition
  *   xks_engine_queue.c     between the loop and the workers: a partition's queue, its idle workers, the completion list
  *   xks_engine_worker.c    one thread per session: a job at a time, repairs of its own session
- *   xks_engine_keeper.c    one thread per partition: login, self-test, probes, recovery
+ *   xks_engine_keeper.c    one thread per partition: probes, recovery, looking after keys and sessions
+ *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test; resetting a module
  *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
  *
  * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
@@ -163,6 +166,7 @@ typedef struct engine_partition {
     char reason[XKS_ERROR_TEXT_BYTES];
     char last_open_reason[XKS_ERROR_TEXT_BYTES];
     int64_t last_open_unix_s;
+    uint64_t opens;           /* of the breaker, whoever asked for it */
     xks_p11_token_info info;
     CK_SLOT_ID slot;
     uint32_t epoch;           /* 0: never logged in */
@@ -299,6 +303,42 @@ uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t afte
 void xks_engine_announce(xks_engine *engine);
 void xks_engine_count_call(engine_partition *partition, const xks_job *job);
 
+/* --- xks_engine_place.c; the loop thread's */
+
+typedef enum placement {
+    PLACED,
+    WAITS_FOR_ROOM,
+    WAITS_FOR_REPAIR, /* of a key, a login, a partition */
+    REFUSED
+} placement;
+
+/* Lists through route.list_prev and route.list_next. */
+void xks_engine_list_remove(xks_job **head, xks_job **tail, xks_job *job);
+/* NULL when the key is not known (any more). */
+engine_group *xks_engine_group_of(xks_engine *engine, const xks_job *job);
+/* Tell the router which partitions came into service, left it, or have more or fewer sessions. */
+void xks_engine_look_at_changes(xks_engine *engine, uint64_t now);
+void xks_engine_open_breaker(xks_engine *engine, uint32_t index, const char *reason, bool hangs, uint64_t now);
+void xks_engine_open_after_fault(xks_engine *engine, const xks_job *job, const char *what, uint64_t now);
+/* Which partition takes the job (PLACED: *index), or what it waits for, or why not (REFUSED: *why). */
+placement xks_engine_choose(xks_engine *engine, const xks_job *job, xks_route_purpose purpose, uint64_t now, uint32_t *index,
+                            xks_status *why);
+void xks_engine_hand_over(xks_engine *engine, uint32_t index, xks_job *job, xks_route_purpose purpose, uint64_t now);
+/* Choose, and hand over when a partition was found. */
+placement xks_engine_place(xks_engine *engine, xks_job *job, xks_route_purpose purpose, uint64_t now, xks_status *why);
+/* Until a partition has room, or has been repaired. A job that had its turn already goes before all others. */
+void xks_engine_wait(xks_engine *engine, xks_job *job, xks_route_purpose purpose);
+void xks_engine_leave_waiting(xks_engine *engine, xks_job *job);
+
+/* --- xks_engine_settle.c; the loop thread's */
+
+/* A job was completed by a partition. */
+void xks_engine_come_back(xks_engine *engine, xks_job *job, uint64_t now);
+/* The job has its status: for _drain to hand out, or for the job that it checks. */
+void xks_engine_answer(xks_engine *engine, xks_job *job, uint64_t now);
+/* Answer for a job that is inside a token, past its deadline: another job with its owner stands in for it. */
+void xks_engine_answer_for(xks_engine *engine, xks_job *job, uint64_t now);
+
 /* --- xks_engine_queue.c */
 
 void xks_engine_push(job_queue *queue, xks_job *job);
@@ -329,6 +369,14 @@ void *xks_engine_keeper_main(void *partition);
 void *xks_engine_worker_main(void *worker);
 /* Take the partition out of service and have the keeper bring it back: for the login of `epoch` (0: whatever it is). */
 void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch, bool by_breaker, const char *reason);
+
+/* --- xks_engine_bring_up.c; the keeper's thread only, no lock held */
+
+void xks_engine_close_keeper_session(engine_partition *partition);
+/* One attempt to find the token, log in, prove it, and let the workers in under a new epoch. XKS_CONFIG: the operator must mend it. */
+xks_status xks_engine_bring_up(engine_partition *partition, char *error);
+/* Finalise and initialise the partition's module anew, if all its partitions are down and no thread is inside. True when it was done. */
+bool xks_engine_reset_module(engine_partition *partition);
 
 /* --- xks_engine_lookup.c; the keeper's thread only, no lock held */
 

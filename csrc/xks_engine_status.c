@@ -85,7 +85,7 @@ static void count_ckr(partition_counters *counters, unsigned long rv)
 
 void xks_engine_count_call(engine_partition *partition, const xks_job *job)
 {
-    if (job->ckr != 0) {
+    if (job->status == XKS_UNAVAILABLE && job->ckr != 0) { /* not what a caller's bad ciphertext gives */
         count_ckr(&partition->counters, job->ckr);
     }
     if (job->status == XKS_OK) {
@@ -132,7 +132,6 @@ static void read_route(xks_engine *engine, uint32_t partition, xks_partition_sta
     out->hedges = view.hedges;
     out->checks = view.checks;
     out->faults = view.faults;
-    out->opens = view.opens;
 }
 
 xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, xks_partition_status *out)
@@ -165,6 +164,7 @@ xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, x
     out->tag_failure_ckr = p->tag_failure;
     out->message_api = p->message_api;
     out->lost_threads = p->lost;
+    out->opens = p->opens;
     memcpy(out->last_open_reason, p->last_open_reason, sizeof out->last_open_reason);
     out->last_open_unix_s = p->last_open_unix_s;
     snprintf(out->iv_mode, sizeof out->iv_mode, "%s", xks_iv_mode_name(p->profile->iv_mode));

@@ -100,10 +100,12 @@ xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, xks_job **out)
     clone->operation = job->operation;
     clone->want_cdiv = job->want_cdiv;
     clone->metadata_len = job->metadata_len;
-    clone->iv_len = job->iv_len;
     memcpy(clone->metadata, job->metadata, sizeof clone->metadata);
-    memcpy(clone->iv, job->iv, sizeof clone->iv);
-    memcpy(clone->tag, job->tag, sizeof clone->tag);
+    if (job->operation == XKS_DECRYPT) { /* of an encryption they are results, which a session worker may be writing just now */
+        clone->iv_len = job->iv_len;
+        memcpy(clone->iv, job->iv, sizeof clone->iv);
+        memcpy(clone->tag, job->tag, sizeof clone->tag);
+    }
     memcpy(clone->aad, job->aad, job->aad_len);
     clone->aad_len = job->aad_len;
     memcpy(clone->input, job->input, job->input_len);

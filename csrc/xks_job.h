@@ -96,7 +96,8 @@ void xks_job_pool_free(xks_job_pool *pool);
 XKS_MUST_CHECK xks_status xks_job_take(xks_job_pool *pool, size_t aad_capacity, size_t input_capacity, xks_job **out);
 void xks_job_release(xks_job_pool *pool, xks_job *job);
 
-/* A job with the same request (operation, key, deadline, metadata, IV, tag, AAD, input) and nothing of its results or its owner. */
+/* A job with the same request (operation, key, deadline, metadata, AAD, input; for DECRYPT IV and tag) and nothing of its results or its
+ * owner. The job may be in a key source's hands meanwhile: only what is not written there is read. */
 XKS_MUST_CHECK xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, xks_job **out);
 
 /* Shape the composed AAD from the aad_len bytes that stand at job->aad + 2 and job->metadata. */

@@ -13,7 +13,7 @@
  *
  *   max(median, age of its oldest call if that is unusual) x queue x slow start x (1 + 0.02 calls in flight)
  *
- * where medians within 30 % of the best are equal, so that calls in flight decide between partitions that are about equally fast, and
+ * where medians within 40 % of the best are equal, so that calls in flight decide between partitions that are about equally fast, and
  * `queue` is 1 until more calls are in flight than the partition works on at once. A partition whose oldest call is out for much longer
  * than its calls usually take is avoided while another has capacity to spare, and comes back by itself when the call returns: it is
  * never ejected for latency, which would let stalls everywhere take everything out. Only faults in a row and calls out for longer than
@@ -63,7 +63,8 @@ typedef enum xks_route_verdict {
     XKS_ROUTE_FULL = 1,     /* partitions that could serve are at their limit (hedge: have none to spare): wait for a completion */
     XKS_ROUTE_OUT = 2,      /* no member can serve: each is out, or hangs; for a hedge: no other member */
     XKS_ROUTE_NO_KEY = 3,   /* members serve, but on none of them is the key usable */
-    XKS_ROUTE_LATE = 4,     /* too little time remains: less than 3 medians, for a first attempt or check less than one */
+    XKS_ROUTE_LATE = 4,     /* too little time remains: less than 3 medians; for a first attempt or check less than one,
+                                 unless a partition is idle and 50 ms remain: one call at a time finds out whether it is still so slow */
     XKS_ROUTE_NO_BUDGET = 5 /* retries or hedges are used up */
 } xks_route_verdict;
 
@@ -84,7 +85,8 @@ void xks_router_set_sessions(xks_router *router, uint32_t partition, uint32_t se
  * time). */
 void xks_router_set_in_service(xks_router *router, uint32_t partition, bool in_service, uint64_t now);
 
-/* The partition for a call. Changes nothing but the tie-breaking sequence.
+/* The partition for a call. Changes nothing but the tie-breaking sequence and, at most every 10 ms, the median to which the members'
+ * old ones fade.
  * When every usable member is out of service it is panic: the one with the fewest faults in a row that has room and does not hang is
  * chosen, for anything but a hedge. Where all fail at once callers get the failure at once, and the first to recover is found. */
 xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *request, uint64_t now, uint32_t *partition);

@@ -2,29 +2,30 @@
 /* What the router learns from calls: medians, p95, concurrency, limits, rates.
  *
  * Quantiles are tracked in steps: up by a share when a sample is above, down when it is below, in the ratio that balances at the
- * quantile. Steps of the median are larger for samples that are off by a factor of three, so that a partition that turns slow is known
- * within five calls while the noise of a steady one stays at a few per cent.
+ * quantile. Steps of the median are larger for samples that are off by a factor of two, so that a partition that turns slow is known
+ * within some calls while the noise of a steady one stays at a few per cent.
  *
  * Concurrency is what queueing shows: with q calls in flight and room for c, a call takes q/c times as long as alone. Each call that
  * began with c or more in flight moves c by one per cent towards where half of the calls take longer than that.
  */
 #include "xks_router_internal.h"
 
-#define MEDIAN_STEP 0.025
-#define MEDIAN_LEAP 0.10 /* when the sample is off by LEAP_RATIO */
-#define LEAP_RATIO 3.0
+#define MEDIAN_STEP 0.015
+#define MEDIAN_LEAP 0.05 /* when the sample is off by LEAP_RATIO */
+#define LEAP_RATIO 2.0
 #define P95_STEP_UP 0.095
 #define P95_STEP_DOWN 0.005
 #define P95_OF_FIRST 2.0 /* a first sample is taken for half the p95 */
 #define CONCURRENCY_STEP 0.01
 #define START_CONCURRENCY 30
 #define MIN_CONCURRENCY 2
-#define DEAR_AGE_P95S 4
+#define SHORTEST_AGE 1.5 /* p95s: what is unusual, see unusual_age_ns */
+#define DEAR_AGE 6
 #define MIN_DEAR_AGE_NS (2 * XKS_MS_NS) /* shorter waits are queues of fast tokens and scheduling, not slowness */
-#define STALL_AGE_P95S 8
+#define STALL_AGE 8
 #define MIN_STALL_AGE_NS (15 * XKS_MS_NS)
 #define MAX_STALL_AGE_NS (60 * XKS_MS_NS)
-#define HEDGE_P95S 3
+#define HEDGE_AGE 3
 #define MIN_HEDGE_NS (8 * XKS_MS_NS)
 #define MAX_HEDGE_NS (60 * XKS_MS_NS)
 #define WINDOW_NS (100 * XKS_MS_NS)
@@ -43,7 +44,10 @@ static double median_step(double median, double sample)
     if (sample > median) {
         return median * (1 + (sample > LEAP_RATIO * median ? MEDIAN_LEAP : MEDIAN_STEP));
     }
-    return median * (1 - (sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP));
+    if (sample < median) {
+        return median * (1 - (sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP));
+    }
+    return median;
 }
 
 static void set_concurrency(router_partition *p, double value)
@@ -84,19 +88,28 @@ static void learn_concurrency(router_partition *p, double in_flight, double took
     }
 }
 
-static void learn_median(router_partition *p, double in_flight, double took, uint64_t now)
+static void learn_median(router_partition *p, uint64_t began, double in_flight, double took, uint64_t now)
 {
     double alone = in_flight > p->concurrency ? took * p->concurrency / in_flight : took;
-    if (p->median_ns <= 0) {
-        p->median_ns = alone;
+    bool on_trial, was_idle = began > p->sampled_ns + XKS_FADE_AFTER_NS;
+    double expected = router_expected_ns(p, now, &on_trial);
+    if (p->median_ns <= 0 || (was_idle && (alone > LEAP_RATIO * expected || alone * LEAP_RATIO < expected))) {
+        p->median_ns = alone; /* the only news in a long time weighs more than what is known */
     } else {
-        bool on_trial;
-        double expected = router_expected_ns(p, now, &on_trial), next = median_step(expected, alone);
         /* A trial that came back slow confirms what was known before it faded. */
-        double confirmed = alone < p->median_ns ? alone : p->median_ns;
+        double confirmed = alone < p->median_ns ? alone : p->median_ns, next = median_step(expected, alone);
         p->median_ns = on_trial && confirmed > next ? confirmed : next;
     }
     p->sampled_ns = now;
+}
+
+/* An age that calls do not have: the p95 and `spreads` times its distance from the median, from 1.5 to `spreads` + 1 times the p95.
+ * Where calls all take about the same, as to a distant HSM, a late one is noticed sooner than by multiples of the p95. */
+static uint64_t unusual_age_ns(const router_partition *p, double spreads, uint64_t least_ns, uint64_t most_ns)
+{
+    double age = p->p95_ns + spreads * (p->p95_ns - p->median_ns);
+    age = age < SHORTEST_AGE * p->p95_ns ? SHORTEST_AGE * p->p95_ns : age;
+    return (uint64_t)within(age, (double)least_ns, (double)most_ns);
 }
 
 static void learn_p95(router_partition *p, double took)
@@ -109,8 +122,8 @@ static void learn_p95(router_partition *p, double took)
     if (p->p95_ns < p->median_ns) {
         p->p95_ns = p->median_ns;
     }
-    p->dear_age_ns = (uint64_t)within(DEAR_AGE_P95S * p->p95_ns, (double)MIN_DEAR_AGE_NS, (double)XKS_HANG_NS);
-    p->stall_age_ns = (uint64_t)within(STALL_AGE_P95S * p->p95_ns, (double)MIN_STALL_AGE_NS, (double)MAX_STALL_AGE_NS);
+    p->dear_age_ns = unusual_age_ns(p, DEAR_AGE, MIN_DEAR_AGE_NS, XKS_HANG_NS);
+    p->stall_age_ns = unusual_age_ns(p, STALL_AGE, MIN_STALL_AGE_NS, MAX_STALL_AGE_NS);
 }
 
 /* The time between returns, where the later call was waiting or worked on already when the earlier returned. */
@@ -132,7 +145,7 @@ void xks_router_learn(router_partition *p, uint64_t began_ns, uint32_t in_flight
 {
     double took = took_ns > 0 ? (double)took_ns : 1;
     learn_concurrency(p, in_flight, took);
-    learn_median(p, in_flight, took, now);
+    learn_median(p, began_ns, in_flight, took, now);
     learn_p95(p, took);
     learn_pace(p, began_ns, took_ns);
 }
@@ -189,7 +202,7 @@ uint64_t xks_router_hedge_delay_ns(const xks_router *router, uint32_t partition)
     if (p->p95_ns <= 0) {
         return MAX_HEDGE_NS;
     }
-    return (uint64_t)within(HEDGE_P95S * p->p95_ns, (double)MIN_HEDGE_NS, (double)MAX_HEDGE_NS);
+    return unusual_age_ns(p, HEDGE_AGE, MIN_HEDGE_NS, MAX_HEDGE_NS);
 }
 
 /* Calls per ns that the partition can return: what it works on at once over the time of one, or what it was seen to return. */

@@ -3,10 +3,10 @@
 #include "xks_router_internal.h"
 
 #define IN_FLIGHT_COST 0.02
-#define EQUAL_MEDIANS 1.3        /* a median up to so many times the best is as good */
 #define EQUAL_MEDIAN_NS 100000.0 /* below about what handing a call to a thread costs, all are equal */
 #define DEADLINE_MEDIANS 3
-#define LOCAL_PATIENCE 4 /* the local site is kept until it scores so many times worse than another */
+#define FIND_OUT_NS (50 * XKS_MS_NS) /* a call with less time left is no way to find out whether a partition is still slow */
+#define LOCAL_PATIENCE 5 /* the local site is kept until it scores so many times worse than another */
 
 /* What one look at the candidates found. Sets are subsets of `pool` but for `pool` itself. */
 typedef struct survey {
@@ -28,7 +28,7 @@ static bool is_lenient(xks_route_purpose purpose)
 
 static void look(xks_router *router, const xks_route_request *request, uint64_t usable, uint64_t now, survey *s)
 {
-    uint64_t spare_for_stalled = 0, too_late = 0;
+    uint64_t spare_for_stalled = 0, too_late = 0, idle = 0;
     bool is_hedge = request->purpose == XKS_ROUTE_HEDGE;
     double remaining = (double)request->remaining_ns;
     s->pool = usable & ~request->tried;
@@ -49,6 +49,7 @@ static void look(xks_router *router, const xks_route_request *request, uint64_t 
         s->roomy |= bit;
         s->slow |= DEADLINE_MEDIANS * expected > remaining ? bit : 0;
         too_late |= expected > remaining ? bit : 0;
+        idle |= p->in_flight == 0 && request->remaining_ns >= FIND_OUT_NS ? bit : 0;
         s->on_trial |= on_trial ? bit : 0;
         s->stalled |= p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->stall_age_ns ? bit : 0;
         s->spare |= in_flight < 2 * p->concurrency ? bit : 0;
@@ -57,6 +58,9 @@ static void look(xks_router *router, const xks_route_request *request, uint64_t 
     s->chosen_from = s->roomy & ~s->slow;
     if (s->chosen_from == 0 && is_lenient(request->purpose)) {
         s->chosen_from = s->roomy & ~too_late;
+        if (s->chosen_from == 0) {
+            s->chosen_from = idle; /* one call at a time finds out whether it still takes so long: else nobody would, ever */
+        }
     }
     if (is_hedge) {
         s->chosen_from &= s->spare & ~s->stalled;
@@ -69,7 +73,7 @@ static void look(xks_router *router, const xks_route_request *request, uint64_t 
         double expected = s->expected_ns[router_first(left)];
         best = best <= 0 || expected < best ? expected : best;
     }
-    s->best_ns = best * EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? best * EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
+    s->best_ns = best * XKS_EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? best * XKS_EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
 }
 
 static double slow_start_factor(const router_partition *p, uint64_t now)
@@ -183,19 +187,6 @@ static bool has_budget(const xks_router *router, xks_route_purpose purpose)
     return purpose != XKS_ROUTE_HEDGE || (router->hedge_budget > 0 && router->hedges_spent + 1 <= most);
 }
 
-/* All would be too slow, as far as we know. One call at a time finds out whether that still holds: else it would hold for ever. */
-static bool find_out(const xks_router *router, const xks_route_request *request, uint64_t roomy, uint32_t *partition)
-{
-    bool may_try = request->purpose == XKS_ROUTE_FIRST || request->purpose == XKS_ROUTE_CHECK;
-    for (; roomy != 0 && may_try; roomy &= roomy - 1) {
-        *partition = router_first(roomy);
-        if (router->partitions[*partition].in_flight == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *request, uint64_t now, uint32_t *partition)
 {
     survey s;
@@ -220,9 +211,6 @@ xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *r
         return XKS_ROUTE_OUT; /* a hedge, and the only other members are out */
     }
     bool all_slow = s.roomy != 0 && (s.roomy & ~s.slow) == 0;
-    if (all_slow && find_out(router, request, s.roomy, partition)) {
-        return XKS_ROUTE_CHOSEN;
-    }
     return all_slow ? XKS_ROUTE_LATE : XKS_ROUTE_FULL;
 }
 

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import secrets
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,8 @@ from bench.requests import Target
 from tests.client import Client
 from tests.servers import Process, free_port, wait_until
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
+from xksfast.rehearsal.control import FaultControl, shim_path
+from xksfast.rehearsal.latency import OPERATIONS, fixed_ms, no_latency
 
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
 ACCESS_KEY_IDS = ("AAAAAAAAAAAAAAAAAAAA", "BBBBBBBBBBBBBBBBBBBB", "CCCCCCCCCCCCCCCCCCCC")
@@ -161,38 +161,19 @@ def _value(value: Any) -> str:
 
 
 class Faults:
-    """The controls of tests/faults/p11_fault.c, built into `directory`."""
+    """libxksfault.so before SoftHSM, its tokens shown as they are; what the tests of one partition set, all at once."""
 
     def __init__(self, directory: Path) -> None:
-        self.module = directory / "p11_fault.so"
-        source = Path(__file__).parent / "faults" / "p11_fault.c"
-        headers = Path(__file__).parents[1] / "csrc" / "third_party" / "pkcs11-3.1"
-        subprocess.run(
-            [
-                "gcc",
-                "-std=c11",
-                "-shared",
-                "-fPIC",
-                "-fvisibility=hidden",
-                "-I",
-                str(headers),
-                str(source),
-                "-o",
-                str(self.module),
-                "-ldl",
-            ],
-            check=True,
-        )
-        control = directory / "faults"
-        control.write_bytes(bytes(20))
-        with control.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 20)
-        self.environment = {"XKS_FAULT_MODULE": SOFTHSM, "XKS_FAULT_CONTROL": str(control)}
+        self.module = shim_path()
+        self.control = FaultControl.create(directory / "faults")
+        self.environment = self.control.environment(SOFTHSM)
 
     def set(self, *, delay_ms: int = 0, rv: int = 0, times: int = 0, login_rv: int = 0) -> None:
-        struct.pack_into("<4I", self._map, 0, delay_ms, rv, times, login_rv)
+        """delay_ms and rv are of encryptions and decryptions; times: of rv, 0: until it is set again."""
+        slot = self.control.slot(0).latency(fixed_ms(delay_ms) if delay_ms else no_latency())
+        slot.error(rv, classes=OPERATIONS, times=times).login_error(login_rv)
 
     @property
     def logins(self) -> int:
         """Calls of C_Login so far."""
-        return int(struct.unpack_from("<I", self._map, 16)[0])
+        return self.control.slot(0).counters().calls["login"]

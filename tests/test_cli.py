@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 
 from bench.requests import Target, encrypt_document, prove_encrypt
 from tests.servers import Process, running_dev, wait_until
+from xksfast.admin import dev as development
+from xksfast.config import ProxyHealth
 
 CONFIG = '[proxy]\nlisten = ["127.0.0.1:0"]\n[state]\nurl = "file:stores.toml"\n'
 
@@ -150,6 +153,7 @@ def test_dev_tells_all_of_the_contract_and_serves_over_http_and_https(tmp_path: 
         assert [name for name in ready if name in FIELDS] == FIELDS
         assert (ready["event"], ready["pid"], ready["key_source"]) == ("ready", process.pid, key_source)
         assert (ready["admin_url"], ready["admin_token"]) == (None, None)
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", ready["health_url"])
         assert list(ready["keys"]) == ["default", "encrypt_only", "decrypt_only", "no_usage"]
         assert re.fullmatch("[A-Z2-7]{20,30}", ready["access_key_id"])
         assert re.fullmatch("[A-Za-z0-9+/=]{43,64}", ready["secret_access_key"])
@@ -233,6 +237,19 @@ def test_what_dev_prints_for_people_works_when_pasted(tmp_path: Path) -> None:
         subprocess.run(["bash", "-c", check], timeout=20, check=True)
     finally:
         assert process.stop() == 0
+
+
+def test_dev_listens_for_health_at_the_usual_address_or_at_a_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        usual = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setattr(development, "ProxyHealth", lambda: ProxyHealth(listen=usual))
+        assert development.default_health() == "127.0.0.1:0"
+    assert development.default_health() == usual
+
+
+def test_dev_without_a_health_listener_says_so(tmp_path: Path) -> None:
+    with running_dev(tmp_path, "local", "--health", "") as (ready, _):
+        assert ready["health_url"] is None
 
 
 def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:

@@ -121,6 +121,17 @@ def test_an_absolute_state_url_stays_as_it_is(load: Load, url: str) -> None:
     assert load(f'[state]\nurl = "{url}"\n').state.store_file == "/etc/xksfast/stores.toml"
 
 
+def test_budgets_may_be_whole_numbers_or_not_and_sites_are_text(load: Load) -> None:
+    config = load(
+        '[state]\nurl = "file:x"\n[routing]\nretry_budget = 0\nhedge_budget = 0.01\nsite = "a"\n[modules.m]\npath = "x.so"\n'
+        '[partitions.p0]\nmodule = "m"\nslot = 0\nsite = "a"\n[partitions.p1]\nmodule = "m"\nslot = 1\n'
+        '[partition_groups.g]\npartitions = ["p0", "p1"]\nverify = "other"\n'
+    )
+    assert (config.routing.retry_budget, config.routing.hedge_budget, config.routing.site) == (0.0, 0.01, "a")
+    assert (config.partitions["p0"].site, config.partitions["p1"].site) == ("a", "")
+    assert config.partition_groups["g"].verify == "other"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "key", "words"),
     [
@@ -134,6 +145,9 @@ def test_an_absolute_state_url_stays_as_it_is(load: Load, url: str) -> None:
         ("deadline_ms = 200", 'deadline_ms = "200"', "proxy.deadline_ms", "expected a whole number from 10 to 240, got '200'"),
         ("deadline_ms = 200", "deadline_ms = true", "proxy.deadline_ms", "got true"),
         ("workers = 1", "workers = -1", "proxy.workers", "got -1"),
+        ("[proxy.health]", "[routing]\nhedge_budget = 1.5\n[proxy.health]", "routing.hedge_budget", "a number from 0 to 1, got 1.5"),
+        ("[proxy.health]", '[routing]\nretry_budget = "1"\n[proxy.health]', "routing.retry_budget", "expected a number from 0 to 1"),
+        ("[proxy.health]", '[routing]\nsite = "east"\n[proxy.health]', "routing.site", "no partition has the site 'east'"),
         ("sessions = 16", "sessions = 0", "partitions.p0.sessions", "from 1 to 256, got 0"),
         ("sessions = 16", "sessions = 257", "partitions.p0.sessions", "got 257"),
         ('listen = ["127.0.0.1:8443"]', 'listen = "127.0.0.1:8443"', "proxy.listen", "expected a list"),

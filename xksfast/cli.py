@@ -29,6 +29,10 @@ def main() -> int:
                 from xksfast.admin import keytool
 
                 return keytool.main()
+            case ["_partitiontool"]:
+                from xksfast.admin import partition_tool
+
+                return partition_tool.main()
             case ["version"] | ["--version"]:
                 print(f"xksfast {__version__}")
                 return 0

@@ -15,10 +15,12 @@ import typer
 
 from xksfast._version import __version__
 from xksfast.admin import dev as development
-from xksfast.config import load_config, missing_files
+from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
+from xksfast.partition_commands import partition_app
 from xksfast.proxy import supervisor
 from xksfast.proxy.listener import Listener
+from xksfast.rehearsal.cli import rehearse_app
 from xksfast.state.store_file import load_store_file
 
 app = typer.Typer(
@@ -30,7 +32,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(rehearse_app, name="rehearse")
+app.add_typer(partition_app, name="partition")
 
+DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -52,6 +57,23 @@ def version(json: Json = False) -> None:
 def serve(config: Annotated[Path, typer.Option("--config", help="The configuration file (TOML).")]) -> None:
     """Serve as the configuration says. SIGHUP reloads certificates and state, SIGTERM drains."""
     raise typer.Exit(supervisor.run(load_config(config), config))
+
+
+@app.command()
+def status(
+    partitions: Annotated[
+        bool, typer.Option("--partitions", help="Each HSM partition: state, load, latency, errors, why.")
+    ] = False,
+    url: Annotated[str, typer.Option(help="Where the health listener of the proxy is.")] = DEFAULT_HEALTH_URL,
+    config: Annotated[Path | None, typer.Option("--config", help="Take the address from this configuration file.")] = None,
+    watch: Annotated[float, typer.Option(min=0.0, help="Look again every so many seconds; 0: once.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Show what a running proxy does. Exit code 0: all well, 1: nothing answers, 4: degraded (the first lines say what)."""
+    from xksfast.admin import status_view  # brings rich, which the other commands do without
+
+    where = status_view.health_url(load_config(config)) if config is not None else url
+    raise typer.Exit(status_view.run(where, partitions=partitions, json=json, watch_s=watch))
 
 
 @config_app.command("check")
@@ -83,7 +105,10 @@ def dev(
     http: Annotated[str, typer.Option(help="Plain HTTP address.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="HTTPS address.")] = "127.0.0.1:8443",
     admin: Annotated[str, typer.Option(help="Administration address; not served by this version.")] = "127.0.0.1:8444",
-    health: Annotated[str, typer.Option(help="Address of the health listener; empty: none.")] = "",
+    health: Annotated[
+        str | None,
+        typer.Option(help="Health listener, for xksfast status; empty: none. Default: 127.0.0.1:8081, or a free port."),
+    ] = None,
     key_source: Annotated[str, typer.Option(help="auto, local, softhsm or nss.")] = "auto",
     workers: Annotated[int, typer.Option(help="Worker processes; 0: one per core.")] = 1,
     json: Json = False,
@@ -92,15 +117,17 @@ def dev(
     # Kept waiting until the supervisor takes them over: a directory half made must be removed as well.
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))
+    health = development.default_health() if health is None else health
     try:
         setup = development.make_setup(directory, http=http, tls=tls, health=health, key_source=key_source, workers=workers)
 
-        def announce(listeners: list[Listener]) -> None:
+        def announce(listeners: list[Listener], health: Listener | None) -> None:
             by_tls = {listener.tls: listener.address for listener in listeners}
+            where = (by_tls[False], by_tls[True], health.url if health else None)
             if json:
-                print(orjson.dumps(development.ready_document(setup, by_tls[False], by_tls[True])).decode(), flush=True)
+                print(orjson.dumps(development.ready_document(setup, *where)).decode(), flush=True)
             else:
-                print(development.ready_text(setup, by_tls[False], by_tls[True]), flush=True)
+                print(development.ready_text(setup, *where), flush=True)
 
         # A terminal that is closed ends what runs in it; without one SIGHUP reloads, as for serve.
         hangup_ends = sys.stdout.isatty()

@@ -21,7 +21,9 @@ from xksfast.toml_reader import Problems, join, nearest, read_toml, to_struct
 
 Profile = Literal["softhsm", "luna", "luna_fips", "cloudhsm", "nshield", "utimaco", "securosys", "nss", "generic"]
 
+AES_KEY_WRAP = 0x2109  # CKM_AES_KEY_WRAP, RFC 3394
 MAX_NAME_CHARS = 64
+_MECHANISM = re.compile(r"(?:0x[0-9A-Fa-f]{1,8}|[1-9][0-9]{0,9})?")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
 
 
@@ -39,7 +41,7 @@ class ProxyTls(Table, frozen=True):
 
 
 class ProxyHealth(Table, frozen=True):
-    """[proxy.health]. listen: GET /ping, /livez, /readyz over plain HTTP; "" switches it off.
+    """[proxy.health]. listen: GET /ping, /livez, /readyz, /status, /metrics over plain HTTP; "" is off.
 
     probe_interval_s: how often each partition is tried with a real encrypt and decrypt.
     """
@@ -111,6 +113,8 @@ class Partition(Table, frozen=True):
     """[partitions.<name>]: one token on one HSM. Exactly one of token_label, serial, slot; at most one of pin_file, pin_env.
 
     sessions: per worker process. site: where it stands; those at the proxy's own site ([routing] site) are preferred.
+    wrap_mechanism: number of the mechanism by which keys leave and reach it ("0x2109", RFC 3394, when empty).
+    functionality_modules: whether the HSM is configured for them, which no PKCS#11 call tells (Luna).
     """
 
     module: str
@@ -122,6 +126,13 @@ class Partition(Table, frozen=True):
     profile: Profile = "generic"
     sessions: Annotated[int, Meta(ge=1, le=256)] = 16
     site: str = ""
+    wrap_mechanism: str = ""
+    functionality_modules: bool | None = None
+
+    @property
+    def wrap_mechanism_number(self) -> int:
+        """`wrap_mechanism`, or RFC 3394's."""
+        return int(self.wrap_mechanism, 0) if self.wrap_mechanism else AES_KEY_WRAP
 
 
 class PartitionGroup(Table, frozen=True):
@@ -129,11 +140,15 @@ class PartitionGroup(Table, frozen=True):
 
     health_check_key: CKA_LABEL on each partition; "" = a session key made in the token. verify: where the check decrypt of a CDIV
     runs; "other" = on another partition than the one that encrypted, so that each data key proves that both hold the same key.
+    replication: how keys come to the other partitions: "wrap" = by us, under the key with the label transport_key, which each
+    partition has; "clone" = by the HSM's own tools, and we only verify.
     """
 
     partitions: tuple[str, ...]
     health_check_key: str = ""
     verify: Literal["same", "other"] = "same"
+    replication: Literal["wrap", "clone"] = "wrap"
+    transport_key: str = "xksfast-transport"
 
 
 class Routing(Table, frozen=True):
@@ -316,6 +331,11 @@ def _check_partitions(config: Config, problems: Problems) -> None:
         if len(given) != 1:
             got = " and ".join(given) or "none"
             problems.add(key, f"exactly one of token_label, serial and slot says which token, got {got}")
+        if not _MECHANISM.fullmatch(partition.wrap_mechanism):
+            problems.add(
+                f"{key}.wrap_mechanism",
+                f'{partition.wrap_mechanism!r} is no mechanism number: write it like "0x2109" (RFC 3394) or "0x210B" (RFC 5649)',
+            )
         if partition.pin_file and partition.pin_env:
             problems.add(key, "pin_file and pin_env are both set: keep one")
         for field, value in given.items():
@@ -331,6 +351,8 @@ def _check_groups(config: Config, problems: Problems) -> None:
         key = join("partition_groups", name) + ".partitions"
         if not group.partitions:
             problems.add(key, "lists no partition: give at least one")
+        if not 1 <= len(group.transport_key.encode()) <= 200:
+            problems.add(join("partition_groups", name) + ".transport_key", "must have 1 to 200 bytes")
         for partition in dict.fromkeys(group.partitions):
             if partition not in config.partitions:
                 problems.add(key, f"there is no partition {partition!r}{nearest(partition, config.partitions)}")

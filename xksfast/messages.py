@@ -17,6 +17,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """Base of all messages; the tag is the class name."""
 
 
+class Part(msgspec.Struct, frozen=True):
+    """Base of what messages hold."""
+
+
 # --- supervisor -> worker
 
 
@@ -41,6 +45,12 @@ class ReloadCertificates(Message):
     """Read the TLS files again; connections in progress keep the old certificate."""
 
     config: Config
+
+
+class AskReport(Message):
+    """Say what you have counted and what state you are in. number: returned in the WorkerReport."""
+
+    number: int
 
 
 class Drain(Message):
@@ -68,6 +78,98 @@ class Heartbeat(Message):
     closed: int
     healthy: bool
     seq: int = 0
+
+
+class RequestCount(Part):
+    """How many requests of one operation had one result: "ok" or an error name of the XKS API; operation "none": no XKS path."""
+
+    operation: str
+    result: str
+    count: int
+
+
+class RequestDurations(Part):
+    """Requests of one operation by duration, first byte to answer. counts: by bucket, see WorkerReport.request_bounds_ns."""
+
+    operation: str
+    counts: list[int]
+    sum_ns: int
+
+
+class PartitionReport(Part):
+    """One partition as one worker's engine sees it. Counters are since the worker's start; ages in seconds, -1: never.
+
+    errors: CK_RV name -> how often. latency_counts: calls served by duration, see WorkerReport.call_bounds_ns.
+    """
+
+    state: str
+    reason: str
+    in_service: bool
+    route_reason: str
+    token_label: str
+    manufacturer: str
+    model: str
+    serial: str
+    firmware_major: int
+    firmware_minor: int
+    iv_mode: str
+    sessions_open: int
+    sessions_wanted: int
+    lost_threads: int
+    in_flight: int
+    limit: int
+    concurrency: float
+    median_ns: int
+    p95_ns: int
+    oldest_call_ns: int
+    slow_start: float
+    login_epoch: int
+    firsts: int
+    retries: int
+    hedges: int
+    checks: int
+    faults: int
+    opens: int
+    last_open_reason: str
+    last_open_unix_s: int
+    errors: dict[str, int]
+    latency_counts: list[int]
+    probe_duration_ns: int
+    last_good_probe_age_s: float = -1.0
+
+
+class EngineReport(Part):
+    """Counters of one worker's whole engine; waiting: jobs that wait for a partition with room."""
+
+    jobs: int = 0
+    answered: int = 0
+    refused_busy: int = 0
+    refused_unavailable: int = 0
+    timeouts: int = 0
+    retries: int = 0
+    hedges: int = 0
+    hedge_wins: int = 0
+    late_results_wiped: int = 0
+    checks_elsewhere: int = 0
+    failed_checks: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+
+
+class WorkerReport(Message):
+    """Answer to AskReport. loop_lag_s: the longest of the last seconds. The bounds are those of every histogram in it."""
+
+    number: int
+    pid: int
+    seq: int = 0
+    connections: int = 0
+    loop_lag_s: float = 0.0
+    requests: tuple[RequestCount, ...] = ()
+    request_durations: tuple[RequestDurations, ...] = ()
+    request_bounds_ns: tuple[int, ...] = ()
+    engine: EngineReport | None = None
+    partitions: dict[str, PartitionReport] = {}
+    call_bounds_ns: tuple[int, ...] = ()
 
 
 class CertificatesReloaded(Message):
@@ -136,8 +238,8 @@ class SnapshotApplied(Message):
     notes: tuple[str, ...] = ()
 
 
-ToWorker = Start | ControlLink | Accept | ReloadCertificates | Drain
-FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded
+ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain
+FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
 ToControl = StartControl | WorkerLink | ReloadState | Drain
 FromControl = StateLoaded | StateRefused
 ControlToWorker = ApplySnapshot

@@ -30,11 +30,14 @@ static void count_in(shim_call *call)
 {
     xksfault_counters *counters = shim_counters(call->slot);
     word_add(&counters->calls[call->class], 1);
+    call->counted = true;
+    if (!measured(call->class)) {
+        return;
+    }
     uint64_t in_flight = word_add(&counters->in_flight, 1) + 1;
     uint64_t max = word(&counters->max_in_flight);
     while (in_flight > max && !__atomic_compare_exchange_n(&counters->max_in_flight, &max, in_flight, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
-    call->counted = true;
 }
 
 /* Time and faults of a call at call->slot. */
@@ -101,7 +104,7 @@ CK_RV shim_enter(shim_call *call, CK_SESSION_HANDLE handle, xksfault_class class
     if (session == NULL) {
         return CKR_SESSION_HANDLE_INVALID;
     }
-    if (atomic_exchange(&session->busy, true)) {
+    if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire)) {
         shim_session_release(session);
         shim_misuse(&shim()->control->shared_sessions, "two threads in one session at once");
         return CKR_OPERATION_ACTIVE;
@@ -124,7 +127,9 @@ CK_RV shim_leave(shim_call *call, CK_RV rv)
     }
     if (call->counted) {
         xksfault_counters *counters = shim_counters(call->slot);
-        word_add(&counters->in_flight, UINT64_MAX);
+        if (measured(call->class)) {
+            word_add(&counters->in_flight, UINT64_MAX);
+        }
         if (rv != CKR_OK) {
             word_add(&counters->errors[call->class], 1);
         }
@@ -133,7 +138,7 @@ CK_RV shim_leave(shim_call *call, CK_RV rv)
         }
     }
     if (call->session != NULL) {
-        atomic_store(&call->session->busy, false);
+        atomic_store_explicit(&call->session->busy, false, memory_order_release);
         shim_session_release(call->session);
     }
     return rv;

@@ -59,6 +59,19 @@ static uint32_t real_of(uint32_t slot, const shim_real_token *tokens, uint32_t c
     return 0;
 }
 
+/* SoftHSM gives its tokens random slot numbers and always has one more that is not initialized: not to be token number 0. */
+static void initialized_first(shim_real_token *tokens, uint32_t count)
+{
+    uint32_t next = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if ((tokens[i].flags & CKF_TOKEN_INITIALIZED) != 0) {
+            shim_real_token token = tokens[i];
+            memmove(&tokens[next + 1], &tokens[next], (i - next) * sizeof token);
+            tokens[next++] = token;
+        }
+    }
+}
+
 CK_RV shim_slots_find(void)
 {
     shim_state *state = shim();
@@ -80,6 +93,7 @@ CK_RV shim_slots_find(void)
             text_of(info.label, sizeof info.label, found[i].label);
         }
     }
+    initialized_first(found, (uint32_t)count);
     pthread_mutex_lock(&state->mutex);
     for (CK_ULONG i = 0; i < count; i++) {
         for (uint32_t old = 0; old < atomic_load(&state->real_count); old++) {

@@ -81,7 +81,7 @@ typedef struct xksfault_latency {
 typedef struct xksfault_slot {
     char label[XKS_FAULT_LABEL_BYTES];      /* token label, ends at a NUL; empty: p<number>, or the real one if slot_count is 0 */
     char real_label[XKS_FAULT_LABEL_BYTES]; /* label of the real token behind it; empty: the token number real_slot */
-    uint64_t real_slot;  /* number in the real module's list of slots with a token; ignored if slot_count is 0 */
+    uint64_t real_slot;  /* number among the real tokens, initialized ones first; ignored if slot_count is 0 */
     uint64_t login_mode; /* xksfault_login_mode */
 
     uint64_t multiplier_permille; /* of every latency; 0: 1000 */
@@ -118,7 +118,7 @@ typedef struct xksfault_counters {
     uint64_t errors[XKS_FAULT_CLASSES]; /* calls that did not return CKR_OK, injected or real */
     uint64_t sessions_open;   /* gauge */
     uint64_t sessions_opened;
-    uint64_t in_flight; /* gauge */
+    uint64_t in_flight; /* gauge: encryptions and decryptions */
     uint64_t max_in_flight;
     uint64_t hung; /* gauge */
     uint64_t logins; /* C_Login that succeeded */

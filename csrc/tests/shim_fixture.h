@@ -93,7 +93,7 @@ static inline void prepare(fixture *t, bool softhsm, uint64_t slots)
         snprintf(text, sizeof text, "%s/conf", t->directory);
         setenv("SOFTHSM2_CONF", text, 1);
         CHECK(system("softhsm2-util --init-token --free --label t0 --pin " PIN " --so-pin 12345678 >/dev/null") == 0);
-        for (uint64_t i = 0; i < slots; i++) {
+        for (uint64_t i = 1; i < slots; i += 2) { /* and token number 0 for the others: the same */
             strcpy(t->control->slots[i].real_label, "t0");
         }
     }

@@ -161,10 +161,10 @@ static void each_class_of_functions_has_its_own_latency(bool softhsm)
         {XKS_FAULT_GET_ATTRIBUTE, one_get_attribute}, {XKS_FAULT_GENERATE, one_random}, {XKS_FAULT_OTHER, one_session_info},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        CHECK(time_of(&t, cases[i].call) < 10 * MS);
+        CHECK(time_of(&t, cases[i].call) < 19 * MS);
         set_latency(&t, 0, cases[i].class, XKS_FAULT_FIXED, 20 * MS);
         uint64_t took = time_of(&t, cases[i].call);
-        CHECK(took >= 20 * MS && took < 40 * MS);
+        CHECK(took >= 20 * MS && took < 60 * MS);
         set_latency(&t, 0, cases[i].class, XKS_FAULT_NONE, 0);
     }
     stop(&t);
@@ -198,10 +198,10 @@ static void distributions_have_their_means(bool softhsm)
         xksfault_distribution kind;
         uint64_t a_ns, b, c_ns, least_mean_ns, most_mean_ns;
     } cases[] = {
-        {XKS_FAULT_FIXED, 100000, 0, 0, 100000, 400000},
-        {XKS_FAULT_EXP, 200000, 0, 0, 160000, 500000},
-        {XKS_FAULT_LOGNORMAL, 100000, 1000000, 0, 130000, 500000}, /* mean = median * e^0.5 */
-        {XKS_FAULT_BIMODAL, 10000, 100000, 2000000, 120000, 500000}, /* 0.1 * 2 ms + 0.9 * 10 us = 209 us */
+        {XKS_FAULT_FIXED, 100000, 0, 0, 100000, 900000},
+        {XKS_FAULT_EXP, 200000, 0, 0, 160000, 900000},
+        {XKS_FAULT_LOGNORMAL, 100000, 1000000, 0, 130000, 900000}, /* mean = median * e^0.5 */
+        {XKS_FAULT_BIMODAL, 10000, 100000, 2000000, 120000, 900000}, /* 0.1 * 2 ms + 0.9 * 10 us = 209 us */
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         set(&latency->a_ns, cases[i].a_ns);
@@ -256,15 +256,15 @@ static void join_workers(worker *workers, size_t count, CK_RV expected)
     }
 }
 
-/* Least of three: a busy machine only adds. */
-static uint64_t time_of_workers(fixture *t, size_t count, int calls)
+/* Three calls by each of eight threads; the least time of so many tries: a busy machine only adds. */
+static uint64_t time_of_workers(fixture *t, int tries)
 {
-    worker workers[16];
+    worker workers[8];
     uint64_t least = UINT64_MAX;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < tries; i++) {
         uint64_t begin = now_ns();
-        run_workers(t, workers, count, calls);
-        join_workers(workers, count, CKR_OK);
+        run_workers(t, workers, 8, 3);
+        join_workers(workers, 8, CKR_OK);
         uint64_t took = now_ns() - begin;
         least = took < least ? took : least;
     }
@@ -275,10 +275,10 @@ static void servers_limit_the_throughput(bool softhsm)
 {
     fixture t;
     start(&t, softhsm, 1);
-    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 10 * MS);
-    CHECK(time_of_workers(&t, 8, 5) < 150 * MS); /* 50 ms of work, side by side */
+    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 50 * MS);
+    CHECK(time_of_workers(&t, 5) < 500 * MS); /* 150 ms of work, side by side */
     set(&t.control->slots[0].servers, 2);
-    CHECK(time_of_workers(&t, 8, 5) >= 200 * MS); /* 400 ms of work for two */
+    CHECK(time_of_workers(&t, 1) >= 600 * MS); /* 1200 ms of work for two */
     CHECK(get(&t.control->counters[0].max_in_flight) == 8);
     stop(&t);
 }
@@ -287,10 +287,10 @@ static void a_global_lock_lets_one_call_in_at_a_time(bool softhsm)
 {
     fixture t;
     start(&t, softhsm, 1);
-    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 5 * MS);
-    CHECK(time_of_workers(&t, 8, 5) < 120 * MS);
+    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 30 * MS);
+    CHECK(time_of_workers(&t, 5) < 500 * MS);
     set(&t.control->flags, XKS_FAULT_GLOBAL_LOCK);
-    CHECK(time_of_workers(&t, 8, 5) >= 200 * MS);
+    CHECK(time_of_workers(&t, 1) >= 720 * MS);
     stop(&t);
 }
 
@@ -320,7 +320,7 @@ static void a_hang_holds_every_call_until_it_is_released(bool softhsm)
     uint64_t released = now_ns();
     set(&t.control->slots[0].hang, 0);
     join_workers(workers, 4, CKR_OK);
-    CHECK(now_ns() - released < 200 * MS);
+    CHECK(now_ns() - released < 2000 * MS);
     CHECK(get(&t.control->counters[0].hung) == 0);
     stop(&t);
 }
@@ -338,7 +338,7 @@ static void a_hang_ends_by_itself_with_its_code(bool softhsm)
     run_workers(&t, workers, 3, 1);
     join_workers(workers, 3, CKR_DEVICE_ERROR);
     uint64_t took = now_ns() - begin;
-    CHECK(took >= 60 * MS && took < 400 * MS);
+    CHECK(took >= 60 * MS && took < 5000 * MS);
     set(&t.control->slots[0].hang_rv, CKR_OK);
     begin = now_ns();
     CHECK_RV(CKR_OK, round_trip(&t, t.session, t.key));
@@ -380,17 +380,17 @@ static void an_error_takes_the_time_of_the_call_unless_it_comes_at_once(bool sof
     fixture t;
     start(&t, softhsm, 1);
     xksfault_slot *slot = &t.control->slots[0];
-    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 30 * MS);
+    set_latency(&t, 0, XKS_FAULT_ENCRYPT, XKS_FAULT_FIXED, 500 * MS);
     set(&slot->error_ppm, 1000000);
     set(&slot->error_classes, 1U << XKS_FAULT_ENCRYPT);
     set(&slot->error_rv, CKR_FUNCTION_FAILED);
     uint64_t begin = now_ns();
     CHECK_RV(CKR_FUNCTION_FAILED, round_trip(&t, t.session, t.key));
-    CHECK(now_ns() - begin >= 30 * MS);
+    CHECK(now_ns() - begin >= 500 * MS);
     set(&slot->error_at_once, 1);
     begin = now_ns();
     CHECK_RV(CKR_FUNCTION_FAILED, round_trip(&t, t.session, t.key));
-    CHECK(now_ns() - begin < 25 * MS);
+    CHECK(now_ns() - begin < 400 * MS);
     stop(&t);
 }
 

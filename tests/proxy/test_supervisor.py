@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,34 @@ def test_a_worker_that_hangs_gets_no_new_connections(start: Callable[..., Runnin
     finally:
         os.kill(hung, signal.SIGCONT)
     assert hung not in owners
+
+
+def test_the_status_names_workers_that_give_no_report_and_is_given_in_time(start: Callable[..., Running]) -> None:
+    running = start()
+    (running.directory / "mute").touch()
+    began = time.monotonic()
+    code, status = running.health("/status")
+    assert time.monotonic() - began < 2.0
+    assert code == 200
+    assert [worker["answered"] for worker in status["workers"]] == [False, False]
+    assert [problem.split(":")[0] for problem in status["problems"]] == ["worker 0 does not answer", "worker 1 does not answer"]
+    (running.directory / "mute").unlink()
+    # What was asked while they were mute stays unanswered: they are not asked again until they answer or are started anew.
+    for sock in (running.connect(), running.connect()):
+        sock.sendall(b"crash\n")
+    until(lambda: running.health("/status")[1]["status"] == "ok", "new workers answer")
+    assert [worker["restarts"] for worker in running.health("/status")[1]["workers"]] == [1, 1]
+
+
+def test_many_who_ask_at_once_have_the_workers_asked_once(start: Callable[..., Running]) -> None:
+    running = start(workers=1)
+    until(lambda: running.health("/status")[1]["status"] == "ok", "it answers")
+    (running.directory / "mute").touch()
+    before = len((running.directory / "asked").read_text().split())
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: running.health("/status")[1], range(8)))
+    assert all(not answer["workers"][0]["answered"] for answer in answers)
+    assert len((running.directory / "asked").read_text().split()) == before + 1
 
 
 def test_exit_causes_are_named() -> None:

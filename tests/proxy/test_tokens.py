@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PKCS#11 tokens behind `xksfast serve`: keys that come and go, faults of the token, deadlines. Real SoftHSM; faults by p11_fault.c."""
+"""PKCS#11 tokens behind `xksfast serve`: keys that come and go, faults of the token, deadlines. Real SoftHSM; faults by the shim."""
 
 from __future__ import annotations
 

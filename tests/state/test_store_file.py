@@ -210,10 +210,8 @@ def test_local_stores_need_a_master_key_and_plain_labels(load: Load, refused: Re
         assert "key_stores.payments.keys.orders.label" in refused(change('"orders-v1"', f'"{label}"', local))
 
 
-def test_create_is_refused_where_it_would_make_different_keys_under_one_label(load: Load, refused: Refused) -> None:
-    two = config(partitions=("p0", "p1"))
+def test_create_is_for_groups_of_any_size(load: Load) -> None:
     create = change('label = "orders-v1"', 'label = "orders-v1"\ncreate = true')
-    load(create)
-    load(STORES, two)  # type: ignore[call-arg]
-    problems = refused(create, two)  # type: ignore[call-arg]
-    assert "would be a different key" in problems["key_stores.payments.keys.orders.create"]
+    for partitions in (("p0",), ("p0", "p1")):
+        document = load(create, config(partitions=partitions))  # type: ignore[call-arg]
+        assert document.key_stores["payments"].keys["orders"].create

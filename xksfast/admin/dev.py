@@ -11,12 +11,14 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
+from xksfast.config import ProxyHealth, parse_address
 from xksfast.errors import OperatorError
 
 SOFTHSM_MODULES = (
@@ -67,6 +69,19 @@ def choose_key_source(wanted: str) -> str:
     if wanted not in ("softhsm", "nss", "local"):
         raise OperatorError(f"there is no key source {wanted!r}: it may be auto, local, softhsm or nss")
     return wanted
+
+
+def default_health() -> str:
+    """The health listener's usual address, where `xksfast status` looks; any free port when another proxy listens there."""
+    usual = ProxyHealth().listen
+    address = parse_address(usual)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError:
+            return f"{address.host}:0"
+    return usual
 
 
 def make_setup(directory: Path, *, http: str, tls: str, health: str, key_source: str, workers: int) -> DevSetup:
@@ -212,8 +227,8 @@ def _remember_key_source(directory: Path, source: str) -> None:
         )
 
 
-def ready_document(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int]) -> dict[str, object]:
-    """The object of `xksfast dev --json`. http, tls: addresses as bound."""
+def ready_document(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int], health_url: str | None) -> dict[str, object]:
+    """The object of `xksfast dev --json`. http, tls: addresses as bound. health_url: None when there is no health listener."""
     return {
         "event": "ready",
         "pid": os.getpid(),
@@ -229,6 +244,7 @@ def ready_document(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int])
         "secret_access_key": setup.secret_access_key,
         "keys": {name: external_key_id for name, (external_key_id, _) in KEYS.items()},
         "key_source": setup.key_source,
+        "health_url": health_url,
     }
 
 
@@ -237,9 +253,10 @@ def _host_port(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def ready_text(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int]) -> str:
+def ready_text(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int], health_url: str | None) -> str:
     """What a person reads: where it is, a curl line that works, the environment of AWS's test client, and the warning."""
-    document = ready_document(setup, http, tls)
+    document = ready_document(setup, http, tls, health_url)
+    status = f"{health_url}/metrics, or: xksfast status --partitions --url {health_url}" if health_url else "not listened for"
     key = KEYS["default"][0]
     metadata = {
         "awsPrincipalArn": "arn:aws:iam::123456789012:user/Alice",
@@ -262,6 +279,7 @@ def ready_text(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int]) -> 
   ---------------------------------------------------------------------------
   HTTP          {document["url"]}{PREFIX}/kms/xks/v1
   HTTPS         {document["tls_url"]}{PREFIX}/kms/xks/v1        (CA: {setup.ca_file})
+  status        {status}
   region        {REGION}
   credential    {setup.access_key_id}
   secret        {setup.secret_access_key}

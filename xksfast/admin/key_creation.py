@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates the keys that stores.toml wants created: `local` ones as sealed files, token keys through the key tool's process.
 
-A vendor's library may crash or hang, and python-pkcs11 initialises modules without locking: so the key tool is a process of its
-own, one request each, and nothing of a module is ever loaded into the control process.
+A key of a group with several partitions is generated on the first, replicated, proven and locked down (replication.py); of a group
+with one it is generated there by the key tool. A vendor's library may crash or hang, and python-pkcs11 initialises modules without
+locking: so both tools are processes of their own, and nothing of a module is ever loaded into the control process.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import msgspec
 
 from xksfast.admin.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partition_link import PartitionLink, partition_target, take_all
+from xksfast.admin.replica import Replica
+from xksfast.admin.replication import Replicator, Rights
 from xksfast.config import Config
 from xksfast.state.local_keys import LocalKeyFiles
 from xksfast.state.store_file import StoreFile
@@ -31,7 +36,7 @@ def create_local_keys(document: StoreFile, local_keys: LocalKeyFiles) -> list[st
 
 
 async def create_token_keys(config: Config, document: StoreFile) -> AsyncIterator[KeyToolAnswer]:
-    """One answer per partition on which keys shall exist; `problem` says why they could not be made."""
+    """One answer per partition group in which keys shall exist; `problem` says why they could not be made."""
     wanted: dict[str, dict[str, KeyRequest]] = {}
     for store in document.key_stores.values():
         for key in store.keys.values():
@@ -39,10 +44,49 @@ async def create_token_keys(config: Config, document: StoreFile) -> AsyncIterato
                 request = KeyRequest(label=key.label, encrypt="ENCRYPT" in key.usage, decrypt="DECRYPT" in key.usage)
                 wanted.setdefault(store.partition_group, {})[key.label] = request
     for group, requests in wanted.items():
-        (partition,) = config.partition_groups[group].partitions  # store_file refuses create = true for larger groups
+        partition, *others = config.partition_groups[group].partitions
+        if others:
+            yield await _create_in_group(config, group, list(requests.values()))
+            continue
         answer = await _run_key_tool(_request(config, partition, list(requests.values())))
         problem = f"partition {partition}: {answer.problem}" if answer.problem else ""
         yield KeyToolAnswer(created=[f"{label} on partition {partition}" for label in answer.created], problem=problem)
+
+
+async def _create_in_group(config: Config, group: str, requests: list[KeyRequest]) -> KeyToolAnswer:
+    """In a thread, since tokens take their time; given up at once when we are told to end."""
+    links = [PartitionLink(partition_target(config, name)) for name in config.partition_groups[group].partitions]
+    try:
+        return await asyncio.to_thread(_replicate_all, config, group, links, requests)
+    except asyncio.CancelledError:
+        for link in links:
+            link.kill()
+        raise
+
+
+def _replicate_all(config: Config, group: str, links: list[PartitionLink], requests: list[KeyRequest]) -> KeyToolAnswer:
+    settings = config.partition_groups[group]
+    created: list[str] = []
+    problems: list[str] = []
+    with ExitStack() as stack:
+        for link in links:
+            stack.enter_context(link)
+            link.post_open()
+        failures = [str(answer) for answer in take_all(links, type(None)).values() if answer is not None]
+        if failures:
+            return KeyToolAnswer(problem=f"partition group {group}: {'; '.join(failures)}")
+        replicas = [
+            Replica(link, config.partitions[link.name].wrap_mechanism_number, config.partitions[link.name].profile)
+            for link in links
+        ]
+        replicator = Replicator(replicas, transport_key=settings.transport_key, driver=settings.replication)
+        for request in requests:
+            report = replicator.replicate(request.label, Rights(request.encrypt, request.decrypt))
+            new = [name for name, step in report.partitions.items() if step in ("made", "replicated", "finished")]
+            created += [f"{request.label} on partition {name}" for name in new]
+            problems += report.problems
+    problem = f"partition group {group}: {'; '.join(dict.fromkeys(problems))}" if problems else ""
+    return KeyToolAnswer(created=created, problem=problem)
 
 
 def _request(config: Config, name: str, keys: list[KeyRequest]) -> KeyToolRequest:

@@ -35,10 +35,12 @@ HEADERS = (
     "xks_tls.h",
     "xks_job.h",
     "xks_local.h",
+    "xks_router.h",
     "xks_ckr_name.h",
     "xks_engine.h",
-    "xks_router.h",
     "xks_p11_provision.h",
+    "xks_p11_admin.h",
+    "xks_p11_measure.h",
     "xks_api.h",
     "shim/xksfault_control.h",
 )

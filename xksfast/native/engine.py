@@ -15,6 +15,9 @@ from xksfast.native.loader import check, error_buffer, ffi, lib
 
 WAIT_SLICE_NS = 50_000_000
 NO_SLOT = 2**64 - 1  # XKS_NO_SLOT
+LATENCY_BOUNDS_NS = tuple(int(lib.xks_engine_latency_bound_ns(i)) for i in range(lib.XKS_LATENCY_BUCKETS - 1))
+OTHER_CKR = 0xFFFFFFFF  # all codes for which the engine had no counter left
+VENDOR_DEFINED_CKR = 0x80000000
 
 _PARTITION_STATES = {
     lib.XKS_PARTITION_STARTING: "starting",
@@ -35,7 +38,10 @@ _KEY_STATES = {
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """xks_partition_status of csrc/xks_engine.h."""
+    """xks_partition_status of csrc/xks_engine.h.
+
+    errors: CK_RV name -> how often. latency_counts: calls served, by duration; the buckets' upper bounds are LATENCY_BOUNDS_NS.
+    """
 
     state: str
     reason: str
@@ -56,6 +62,44 @@ class PartitionStatus:
     probe_duration_ns: int
     tag_failure_ckr: int
     iv_mode: str
+    in_service: bool
+    lost_threads: int
+    limit: int
+    concurrency: float
+    median_ns: int
+    p95_ns: int
+    oldest_call_ns: int
+    slow_start: float
+    route_reason: str
+    firsts: int
+    retries: int
+    hedges: int
+    checks: int
+    faults: int
+    opens: int
+    last_open_reason: str
+    last_open_unix_s: int
+    errors: dict[str, int]
+    latency_counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineTotals:
+    """xks_engine_totals of csrc/xks_engine.h."""
+
+    jobs: int
+    answered: int
+    refused_busy: int
+    refused_unavailable: int
+    timeouts: int
+    retries: int
+    hedges: int
+    hedge_wins: int
+    late_results_wiped: int
+    checks_elsewhere: int
+    failed_checks: int
+    waiting: int
+    in_flight: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +115,7 @@ class KeyStatus:
     reason: str
 
 
-class _Texts:
+class Texts:
     """Keeps C copies of strings alive while a struct points to them."""
 
     def __init__(self) -> None:
@@ -84,13 +128,36 @@ class _Texts:
         return self._kept[-1]
 
 
+def ckr_name(ckr: int) -> str:
+    """The name of a CK_RV, distinct for vendors' own codes: "CKR_DEVICE_ERROR", "CKR_VENDOR_DEFINED_0x80000042"."""
+    if ckr == OTHER_CKR:
+        return "other"
+    name = str(ffi.string(lib.xks_ckr_name(ckr)).decode("ascii"))
+    return f"{name}_0x{ckr:x}" if ckr >= VENDOR_DEFINED_CKR or name == "CKR_UNKNOWN" else name
+
+
+def _errors(counts: Any) -> dict[str, int]:
+    """An array of xks_ckr_count; a count of 0 ends it."""
+    found: dict[str, int] = {}
+    for entry in counts:
+        if entry.count == 0:
+            break
+        name = ckr_name(int(entry.ckr))
+        found[name] = found.get(name, 0) + int(entry.count)
+    return found
+
+
 def _fields(struct: Any, cls: type, states: dict[int, str]) -> dict[str, Any]:
-    """The fields of `cls` from a C struct: char arrays as str, the state by name."""
+    """The fields of `cls` from a C struct: char arrays as str, the state and errors by name."""
     values: dict[str, Any] = {}
     for name in cls.__dataclass_fields__:  # type: ignore[attr-defined]
         value = getattr(struct, name)
         if name == "state":
             value = states[value]
+        elif name == "errors":
+            value = _errors(value)
+        elif name == "latency_counts":
+            value = tuple(value)
         elif isinstance(value, ffi.CData):
             value = ffi.string(value).decode("utf-8", "replace")
         values[name] = value
@@ -127,7 +194,7 @@ class Engine:
 
         What it reads from the environment must be set now, and may be changed for the next module.
         """
-        index, error, texts = ffi.new("uint32_t *"), error_buffer(), _Texts()
+        index, error, texts = ffi.new("uint32_t *"), error_buffer(), Texts()
         check(lib.xks_engine_add_module(self.pointer, texts(path), texts(parameters), index, error), error)
         return int(index[0])
 
@@ -146,7 +213,7 @@ class Engine:
         remote: bool = False,
     ) -> int:
         """The partition's index. Exactly one of token_label, token_serial and slot names the token."""
-        texts = _Texts()
+        texts = Texts()
         config = ffi.new("xks_partition_config *")
         config.name, config.module = texts(name), module
         config.token_label, config.token_serial = texts(token_label), texts(token_serial)
@@ -202,6 +269,12 @@ class Engine:
         check(lib.xks_engine_partition_status(self.pointer, partition, out), what=f"partition {partition}")
         return PartitionStatus(**_fields(out, PartitionStatus, _PARTITION_STATES))
 
+    def totals(self) -> EngineTotals:
+        """Counters of the whole engine; no token is called."""
+        out = ffi.new("xks_engine_totals *")
+        lib.xks_engine_totals_read(self.pointer, out)
+        return EngineTotals(**_fields(out, EngineTotals, {}))
+
     def key_status(self, key: int, partition: int) -> KeyStatus:
         """What the keeper knows; no token is called."""
         out = ffi.new("xks_key_status *")
@@ -239,7 +312,7 @@ def ensure_token_key(
 
     For the key tool's own process: the module must not be in use by an engine of the same process.
     """
-    texts = _Texts()
+    texts = Texts()
     target = ffi.new("xks_provision_target *")
     target.module_path, target.parameters = texts(module_path), texts(parameters)
     target.token_label, target.token_serial = texts(token_label), texts(token_serial)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The health listener: GET /ping, /livez and /readyz for load balancers and orchestrators, plain HTTP, inside the supervisor.
+"""The health listener: GET /ping, /livez, /readyz for load balancers and orchestrators, /status and /metrics for operators.
+
+Plain HTTP, inside the supervisor.
 
 /ping   200 while requests are served, 503 while not (starting, draining): for load balancers.
 /livez  200 while some worker has been heard from in the last seconds: restart us when it is not.
 /readyz 200 while every worker serves and every key manager answers; the body says who does not.
+
+Further pages are handed in; they may take a moment, since workers are asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import httptools
@@ -20,7 +24,16 @@ MAX_REQUEST_BYTES = 8192
 MAX_CONNECTIONS = 64
 TIMEOUT_S = 10.0
 CRLF = "\r\n"
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+Page = Callable[[], Awaitable[tuple[str, bytes]]]  # gives (content type, body)
 
 
 @dataclass(frozen=True)
@@ -36,9 +49,10 @@ class WorkerHealth:
 
 
 class HealthListener:
-    """workers: called per request; what every worker is like now."""
+    """workers: called per request; what every worker is like now. pages: path -> what else is served."""
 
-    def __init__(self, workers: Callable[[], list[WorkerHealth]]) -> None:
+    def __init__(self, workers: Callable[[], list[WorkerHealth]], pages: Mapping[str, Page] | None = None) -> None:
+        self.pages = dict(pages or {})
         self._workers = workers
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.Transport] = set()
@@ -68,7 +82,8 @@ class HealthListener:
             ready = bool(workers) and all(worker.ready and worker.healthy and worker.alive for worker in workers)
             details = [asdict(worker) for worker in workers]
             return (200 if ready else 503), {"status": "ready" if ready else "not ready", "workers": details}
-        return 404, {"status": "there are /ping, /livez and /readyz"}
+        known = ["/ping", "/livez", "/readyz", *self.pages]
+        return 404, {"status": f"there are {', '.join(known[:-1])} and {known[-1]}"}
 
 
 class _HealthConnection(asyncio.Protocol):
@@ -78,6 +93,7 @@ class _HealthConnection(asyncio.Protocol):
         self._listener = listener
         self._path = b""
         self._received = 0
+        self._page: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -108,14 +124,29 @@ class _HealthConnection(asyncio.Protocol):
         if self._parser.get_method() not in (b"GET", b"HEAD"):
             self._respond(405, {"status": "GET only"})
             return
-        self._respond(*self._listener.answer(self._path.split(b"?")[0].decode("latin-1")))
+        path = self._path.split(b"?")[0].decode("latin-1")
+        page = self._listener.pages.get(path)
+        if page is None:
+            self._respond(*self._listener.answer(path))
+        elif self._page is None:
+            self._page = asyncio.get_running_loop().create_task(self._respond_with(page))
+
+    async def _respond_with(self, page: Page) -> None:
+        try:
+            content_type, body = await page()
+        except Exception:
+            self._respond(500, {"status": "this page cannot be made: the log says why"})
+            raise
+        self._send(200, content_type, body)
 
     def _respond(self, status: int, document: dict[str, object]) -> None:
+        self._send(status, "application/json", orjson.dumps(document))
+
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
         if self._transport.is_closing():
             return
-        body = orjson.dumps(document)
         head = (
-            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
             f"{'Allow: GET, HEAD' + CRLF if status == 405 else ''}Connection: close\r\n\r\n"
         )
         no_body = self._parser.get_method() == b"HEAD"

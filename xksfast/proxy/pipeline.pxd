@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from xksfast.native.api cimport xks_engine, xks_header, xks_job, xks_job_pool, xks_random_pool
 from xksfast.proxy.exchange cimport Exchange
+from xksfast.proxy.metrics cimport Metrics
 from xksfast.proxy.serving cimport ServedStore, ServingTable
 
 
@@ -31,6 +32,7 @@ cdef class Pipeline:
     cdef xks_random_pool *random
     cdef object keep_alive
     cdef object partition_names     # list by partition index
+    cdef readonly Metrics metrics
 
     cdef ServedStore find_store(self, bytes prefix)
     cdef void serve(self, Exchange exchange, const Request *request, bytes body)

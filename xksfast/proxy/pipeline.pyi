@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from xksfast.log import RequestLog
 from xksfast.native.crypto import JobPool, RandomPool
 from xksfast.native.engine import Engine
+from xksfast.proxy.metrics import Metrics
 from xksfast.proxy.serving import ServingTable
 
 class Pipeline:
     table: ServingTable
+    @property
+    def metrics(self) -> Metrics: ...
     @property
     def in_flight(self) -> int: ...
     def __init__(

@@ -18,6 +18,7 @@ from xksfast.native.api cimport (
     XKS_TICK_NS, XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
 )
 from xksfast.proxy.exchange cimport Exchange
+from xksfast.proxy.metrics cimport Metrics
 from xksfast.proxy.serving cimport ServedKey, ServedStore, ServingTable
 from xksfast.wire.responses cimport decrypt_response, encrypt_response, error_response, json_response
 from xksfast.wire.routes cimport DECRYPT, ENCRYPT, GET_HEALTH_STATUS, GET_KEY_METADATA
@@ -99,6 +100,7 @@ cdef class Pipeline:
         self.random = <xks_random_pool *><uintptr_t>random.address
         self.keep_alive = (engine, jobs, random)
         self.partition_names = list(partition_names)
+        self.metrics = Metrics()
 
     @property
     def in_flight(self):
@@ -387,6 +389,7 @@ cdef class Pipeline:
     cdef void _answer(self, Exchange exchange, bytes response):
         exchange.response = response
         exchange.answered = True
+        self.metrics.answered(exchange.operation, API.monotonic_ns() - exchange.first_byte_ns)
         if self.logs_success:
             self._log(exchange, None)
         if exchange.sink is not None:
@@ -398,6 +401,7 @@ cdef class Pipeline:
             error = XksError(XksErrorName.INTERNAL, "The proxy failed", cause=f"{type(error).__name__}")
         exchange.response = error_response(error, exchange.close_after)
         exchange.answered = True
+        self.metrics.refused(exchange.operation, error.name.error_name, API.monotonic_ns() - exchange.first_byte_ns)
         self._log(exchange, error)
         if exchange.sink is not None:
             exchange.sink.exchange_answered(exchange)

@@ -15,24 +15,30 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import msgspec
+import orjson
 import uvloop
 
 from xksfast import messages
+from xksfast import status as service_status
+from xksfast._version import __version__
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
+from xksfast.proxy import exposition
 from xksfast.proxy.child import Child
 from xksfast.proxy.health_listener import HealthListener, WorkerHealth
 from xksfast.proxy.listener import Listener, bind
+from xksfast.proxy.reports import ReportCollector
 from xksfast.proxy.worker_slot import WorkerSlot
 
 ACCEPTS_PER_TURN = 32
@@ -41,6 +47,8 @@ REFUSED_PATIENCE_S = 1.0
 MAX_EARLY_ENDS = 5  # of children, before all served: then the start has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD_COMMAND = (sys.executable, "-m", "xksfast")
+
+OnReady = Callable[[list[Listener], Listener | None], None]
 
 
 class StartFailed(OperatorError):
@@ -52,7 +60,8 @@ class StartFailed(OperatorError):
 class Supervisor:
     """One `xksfast serve`.
 
-    on_ready: called once, with the listeners, when every worker serves. hangup_ends: SIGHUP ends it in place of reloading.
+    on_ready: called once when every worker serves, with the listeners and that of health, None when there is none.
+    hangup_ends: SIGHUP ends it in place of reloading.
     command: starts a child, with its hidden command and descriptor appended.
     """
 
@@ -60,7 +69,7 @@ class Supervisor:
         self,
         config: Config,
         config_path: Path | None,
-        on_ready: Callable[[list[Listener]], None] | None = None,
+        on_ready: OnReady | None = None,
         *,
         hangup_ends: bool = False,
         command: Sequence[str] = CHILD_COMMAND,
@@ -71,7 +80,9 @@ class Supervisor:
         self._command = command
         self._hangup_ends = hangup_ends
         self._log = Log("supervisor")
+        self._started_unix_s = time()
         self._listeners: list[Listener] = []
+        self._health_address: Listener | None = None
         self._accepting = False
         self._stopping = False
         self._announced = False
@@ -103,6 +114,7 @@ class Supervisor:
             log=self._log,
         )
         self._workers = [self._make_worker(i) for i in range(self._config.proxy.worker_count)]
+        self._reports = ReportCollector(self._workers)
         self._spawn(self._control.run())
         await self._end.wait()
         await self._shut_down()
@@ -117,9 +129,10 @@ class Supervisor:
         wanted = [(text, proxy.tls is not None) for text in proxy.listen] + [(text, False) for text in proxy.plaintext_listen]
         for text, tls in wanted:
             self._listeners.append(Listener(bind(text), tls))
-        self._health = HealthListener(self._health_of_workers)
+        self._health = HealthListener(self._health_of_workers, {"/status": self._status_page, "/metrics": self._metrics_page})
         if proxy.health.listen:
-            self._spawn(self._health.serve(bind(proxy.health.listen)))
+            self._health_address = Listener(bind(proxy.health.listen), tls=False)
+            self._spawn(self._health.serve(self._health_address.sock))
 
     def _accept_when_possible(self) -> None:
         """Accept exactly while some worker serves, we are not stopping and the cap leaves room."""
@@ -222,6 +235,8 @@ class Supervisor:
 
     def _worker_ended(self, worker: WorkerSlot, cause: str) -> None:
         worker.reset()
+        worker.restarts += 1
+        self._reports.worker_ended(worker)
         self._accept_when_possible()
         self._ended_early(cause)
 
@@ -237,6 +252,9 @@ class Supervisor:
         match message:
             case messages.Heartbeat():
                 worker.closed, worker.healthy, worker.seq = message.closed, message.healthy, message.seq
+            case messages.WorkerReport():
+                self._reports.received(worker, message)
+                return
             case messages.WorkerReady():
                 worker.ready = True
                 worker.healthy = True
@@ -257,7 +275,7 @@ class Supervisor:
             self._accept_when_possible()
             self._log.info("serving", workers=len(self._workers), addresses=[listener.url for listener in self._listeners])
             if self._on_ready is not None:
-                self._on_ready(self._listeners)
+                self._on_ready(self._listeners, self._health_address)
 
     def _link(self, worker: WorkerSlot) -> None:
         """A line between control and this worker; both ends leave us at once."""
@@ -372,6 +390,23 @@ class Supervisor:
             for worker in self._workers
         ]
 
+    async def _status(self) -> service_status.ServiceStatus:
+        return service_status.merge(
+            await self._reports.collect(),
+            self._reports.ended,
+            partition_names=tuple(self._config.partitions),
+            version=__version__,
+            pid=os.getpid(),
+            started_unix_s=self._started_unix_s,
+            now_unix_s=time(),
+        )
+
+    async def _status_page(self) -> tuple[str, bytes]:
+        return "application/json", orjson.dumps(msgspec.to_builtins(await self._status()))
+
+    async def _metrics_page(self) -> tuple[str, bytes]:
+        return exposition.CONTENT_TYPE, exposition.render(await self._status())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -391,7 +426,7 @@ def different_keys(former: Any, new: Any, key: str = "") -> list[str]:
 def run(
     config: Config,
     config_path: Path | None,
-    on_ready: Callable[[list[Listener]], None] | None = None,
+    on_ready: OnReady | None = None,
     *,
     hangup_ends: bool = False,
 ) -> int:

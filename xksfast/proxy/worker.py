@@ -35,6 +35,7 @@ from xksfast.proxy.handshakes import HandshakeGate
 from xksfast.proxy.health import HealthMonitor
 from xksfast.proxy.pipeline import Pipeline
 from xksfast.proxy.serving_builder import PreparedTable
+from xksfast.proxy.worker_report import LoopLag, make_report
 
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
@@ -61,6 +62,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tls: TlsContext | None = None
         self._tokens: TokenEngine | None = None
+        self._lag = LoopLag(self._loop)
         self._supervisor = Channel(
             supervisor, messages.ToWorker, on_message=self._on_supervisor, on_close=self._on_supervisor_gone
         )
@@ -82,6 +84,8 @@ class Worker:
                 self._link_control(fd)
             case messages.ReloadCertificates():
                 self._reload_certificates(message.config)
+            case messages.AskReport():
+                self._supervisor.send(self._report(message.number))
             case messages.Drain():
                 self._spawn(self._drain())
 
@@ -115,6 +119,7 @@ class Worker:
             return
         self._spawn(self._apply_snapshots())
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        self._lag.start()
         self._heartbeat()
 
     def _build(self, config: Config) -> None:
@@ -250,6 +255,18 @@ class Worker:
                 healthy=self._ready and self._health.healthy,
                 seq=self._pipeline.table.seq,
             )
+        )
+
+    def _report(self, number: int) -> messages.WorkerReport:
+        settings = getattr(self, "_settings", None)
+        if settings is None:  # it is being built, or was refused
+            return messages.WorkerReport(number=number, pid=os.getpid())
+        return make_report(
+            number,
+            pipeline=self._pipeline,
+            tokens=self._tokens,
+            connections=len(settings.connections),
+            loop_lag_s=self._lag.longest_s,
         )
 
     # --- end

@@ -20,6 +20,7 @@ class WorkerSlot:
         self.ready = False
         self.refused = False
         self.healthy = False
+        self.restarts = 0  # times that a process of it ended
         self.handed_over = 0
         self.closed = 0
         self.heard_at = 0.0

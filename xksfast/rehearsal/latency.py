@@ -7,7 +7,9 @@ Pure; the words behind them stand in csrc/shim/xksfault_control.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from xksfast.errors import OperatorError
 from xksfast.native.loader import lib
 
 NS_PER_MS = 1_000_000
@@ -68,3 +70,43 @@ def lognormal_ms(median: float, *, sigma: float = 0.35) -> Latency:
 def bimodal_ms(usual: float, slow: float, *, slow_ppm: int) -> Latency:
     """`usual`, but `slow` in slow_ppm of 1,000,000 calls."""
     return Latency(lib.XKS_FAULT_BIMODAL, round(usual * NS_PER_MS), slow_ppm, round(slow * NS_PER_MS))
+
+
+def parse_latency(text: str) -> Latency:
+    """From what people type, in milliseconds: none, fixed:1, exp:1, lognormal:1:0.35, bimodal:1:50:1000 (usual:slow:ppm)."""
+    kind, *given = text.split(":")
+    try:
+        numbers = [float(number) for number in given]
+        match kind, numbers:
+            case "none", []:
+                return no_latency()
+            case "fixed", [ms] if ms >= 0:
+                return fixed_ms(ms)
+            case "exp", [mean] if mean >= 0:
+                return exponential_ms(mean)
+            case "lognormal", [median] if median >= 0:
+                return lognormal_ms(median)
+            case "lognormal", [median, sigma] if median >= 0 and sigma >= 0:
+                return lognormal_ms(median, sigma=sigma)
+            case "bimodal", [usual, slow, ppm] if usual >= 0 and slow >= 0 and 0 <= ppm <= PPM:
+                return bimodal_ms(usual, slow, slow_ppm=round(ppm))
+    except (ValueError, OverflowError):
+        pass
+    raise OperatorError(
+        f"{text}: no latency; give none, fixed:MS, exp:MS, lognormal:MS[:SIGMA] or bimodal:MS:SLOW_MS:PPM, for example lognormal:1:0.35"
+    )
+
+
+def describe_latency(words: Any) -> str:
+    """An xksfault_latency as parse_latency takes it; "" for none."""
+    a_ms, c_ms = words.a_ns / NS_PER_MS, words.c_ns / NS_PER_MS
+    match int(words.kind):
+        case lib.XKS_FAULT_FIXED:
+            return f"fixed:{a_ms:g}"
+        case lib.XKS_FAULT_EXP:
+            return f"exp:{a_ms:g}"
+        case lib.XKS_FAULT_LOGNORMAL:
+            return f"lognormal:{a_ms:g}:{words.b / PPM:g}"
+        case lib.XKS_FAULT_BIMODAL:
+            return f"bimodal:{a_ms:g}:{c_ms:g}:{words.b}"
+    return ""

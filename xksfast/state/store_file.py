@@ -130,14 +130,6 @@ def _check_source(key: str, store: StoreEntry, config: Config, problems: Problem
         problems.add(
             f"{key}.partition_group", f"there is no partition group {group!r}{nearest(group, config.partition_groups)}"
         )
-    elif group is not None and len(config.partition_groups[group].partitions) > 1:
-        for external_key_id, entry in store.keys.items():
-            if entry is not None and entry.create:
-                problems.add(
-                    f"{join(join(key, 'keys'), external_key_id)}.create",
-                    f"partition group {group} has several partitions, and a key made on each would be a different key: "
-                    "create it on one, replicate it with your HSM's tools, then take create = true away",
-                )
 
 
 def _check_credentials(key: str, store: StoreEntry, problems: Problems) -> None:

@@ -6,7 +6,8 @@ argv[1]: the descriptor of its line to the supervisor.
 who -> "<worker> <pid> tls|plain"; certificate -> that of Start; print -> writes to stdout; crash -> dies by SIGSEGV; slow -> "done"
 after the file <FAKE_DIR>/go appeared; else -> an echo.
 <FAKE_DIR>/refuse: WorkerRefused with its text. <FAKE_DIR>/die: exits at once. <FAKE_DIR>/bad_certificate: refuses reloads.
-<FAKE_DIR>/waits: is never ready. <FAKE_DIR>/deaf: ignores Drain and the end of its line.
+<FAKE_DIR>/waits: is never ready. <FAKE_DIR>/deaf: ignores Drain and the end of its line. Each number of AskReport is appended to
+<FAKE_DIR>/asked; <FAKE_DIR>/mute: it gets no answer.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class FakeWorker:
                 assert config.proxy.tls is not None
                 refused = (DIRECTORY / "bad_certificate").exists()
                 self.supervisor.send(messages.CertificatesReloaded(problem="a bad certificate" if refused else ""))
+            case messages.AskReport(number=number):
+                with (DIRECTORY / "asked").open("a") as asked:
+                    asked.write(f"{number}\n")
+                if not (DIRECTORY / "mute").exists():
+                    self.supervisor.send(messages.WorkerReport(number=number, pid=os.getpid()))
             case messages.Drain():
                 self.draining = not (DIRECTORY / "deaf").exists()
                 self.end_if_drained()

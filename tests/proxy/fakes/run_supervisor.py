@@ -16,7 +16,7 @@ from xksfast.proxy.listener import Listener
 from xksfast.proxy.supervisor import Supervisor
 
 
-def ready(listeners: list[Listener]) -> None:
+def ready(listeners: list[Listener], health: Listener | None) -> None:
     ports = {
         kind: [listener.address[1] for listener in listeners if listener.tls == (kind == "tls")] for kind in ("plain", "tls")
     }

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The keeper's way from nothing to a partition that may serve: token, claim, session, login, health check key, self-test. */
+#include "xks_engine_internal.h"
+
+#include "xks_ckr.h"
+#include "xks_clock.h"
+#include <stdio.h>
+#include <string.h>
+
+/* Close the keeper's session; its session objects go with it. When the token does not know it any more, it has lost its older sessions,
+ * and their handles may be given out again: then nobody closes them, and what was opened since is closed here. */
+void xks_engine_close_keeper_session(engine_partition *partition)
+{
+    CK_SESSION_INFO info;
+    if (!partition->keeper_session_open) {
+        return;
+    }
+    CK_RV rv = partition->p11->f->C_GetSessionInfo(partition->keeper_session, &info);
+    if (rv == CKR_OK) {
+        (void)partition->p11->f->C_CloseSession(partition->keeper_session);
+    } else {
+        pthread_mutex_lock(&partition->lock);
+        partition->valid_epoch = partition->epoch + 1;
+        pthread_mutex_unlock(&partition->lock);
+        (void)partition->p11->f->C_CloseAllSessions(partition->slot);
+    }
+    partition->keeper_session_open = false;
+}
+
+static xks_status call_failed(engine_partition *partition, const char *call, CK_RV rv, char *error)
+{
+    if (rv == CKR_CRYPTOKI_NOT_INITIALIZED) {
+        pthread_mutex_lock(&partition->lock);
+        partition->module_gone = true;
+        pthread_mutex_unlock(&partition->lock);
+    }
+    snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: %s (0x%lx)", call, xks_ckr_name(rv), rv);
+    return xks_ckr_classify(rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;
+}
+
+/* The key for self-test and probes: the configured one, or a session key that is gone with the keeper's session. */
+static xks_status find_health_key(engine_partition *partition, CK_OBJECT_HANDLE *handle, char *error)
+{
+    if (partition->health_label != NULL) {
+        xks_p11_key key;
+        xks_p11_key_verdict verdict = xks_p11_key_find(partition->p11, partition->keeper_session, partition->health_label,
+                                                       strlen(partition->health_label), &key);
+        if (verdict == XKS_P11_KEY_UNREADABLE) {
+            return call_failed(partition, "C_FindObjects", key.rv, error);
+        }
+        if (verdict != XKS_P11_KEY_FOUND || !key.can_encrypt || !key.can_decrypt) {
+            snprintf(error, XKS_ERROR_TEXT_BYTES,
+                     "the health check key '%.200s' is not one AES-256 key that may encrypt and decrypt: create it, or leave "
+                     "health_check_key empty for a session key",
+                     partition->health_label);
+            return XKS_CONFIG;
+        }
+        *handle = key.use;
+        return XKS_OK;
+    }
+    CK_BBOOL yes = CK_TRUE, no = CK_FALSE;
+    CK_ULONG length = 32;
+    CK_OBJECT_CLASS class = CKO_SECRET_KEY;
+    CK_KEY_TYPE type = CKK_AES;
+    CK_MECHANISM generate = {CKM_AES_KEY_GEN, NULL, 0};
+    CK_ATTRIBUTE template[] = {
+        {CKA_CLASS, &class, sizeof class},     {CKA_KEY_TYPE, &type, sizeof type},  {CKA_VALUE_LEN, &length, sizeof length},
+        {CKA_TOKEN, &no, sizeof no},           {CKA_ENCRYPT, &yes, sizeof yes},     {CKA_DECRYPT, &yes, sizeof yes},
+        {CKA_SENSITIVE, &yes, sizeof yes},     {CKA_EXTRACTABLE, &no, sizeof no},
+    };
+    CK_RV rv = partition->p11->f->C_GenerateKey(partition->keeper_session, &generate, template,
+                                                   sizeof template / sizeof template[0], handle);
+    return rv == CKR_OK ? XKS_OK : call_failed(partition, "C_GenerateKey (session key for health checks)", rv, error);
+}
+
+/* Message-based calls are tried on a session of their own: one that refuses them may be left in any state. */
+static bool try_message_api(engine_partition *partition, CK_SLOT_ID slot, CK_OBJECT_HANDLE health_key)
+{
+    CK_SESSION_HANDLE session;
+    if (partition->p11->f3 == NULL || partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK) {
+        return false;
+    }
+    xks_p11_gcm gcm = {partition->p11, session, health_key, partition->profile->iv_mode, NULL};
+    bool works = xks_p11_message_self_test(&gcm, &partition->random, &partition->scratch);
+    (void)partition->p11->f->C_CloseSession(session);
+    return works;
+}
+
+/* Claim the token. False when another partition is the same one: both would count its sessions and load twice, and no second HSM would
+ * be there. */
+static bool claim(engine_partition *partition, const xks_p11_token_info *info, char *error)
+{
+    xks_engine *engine = partition->engine;
+    const engine_partition *twin = NULL;
+    pthread_mutex_lock(&engine->lock);
+    for (uint32_t i = 0; i < engine->partition_count && twin == NULL && info->serial[0] != '\0'; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other != partition) {
+            pthread_mutex_lock(&other->lock);
+            bool same = strcmp(other->info.serial, info->serial) == 0 && strcmp(other->info.label, info->label) == 0 &&
+                        strcmp(other->info.manufacturer, info->manufacturer) == 0 && strcmp(other->info.model, info->model) == 0;
+            twin = same ? other : NULL;
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    if (twin == NULL) {
+        pthread_mutex_lock(&partition->lock);
+        partition->info = *info;
+        pthread_mutex_unlock(&partition->lock);
+    } else {
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "partition %.64s is the same token as partition %.64s ('%s', serial number %s): remove one of them, and give the other "
+                 "as many sessions as both had",
+                 partition->name, twin->name, info->label, info->serial);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return twin == NULL;
+}
+
+/* Find the token, log in, prove it, and let the workers in under a new epoch. */
+static xks_status bring_up(engine_partition *partition, char *error)
+{
+    xks_p11_token_name name = {partition->token_label, partition->token_serial, partition->slot_wanted};
+    xks_p11_token_info info;
+    CK_SLOT_ID slot;
+    CK_OBJECT_HANDLE health_key;
+    xks_p11_canary canary;
+    CK_RV tag_failure;
+
+    xks_engine_close_keeper_session(partition);
+    xks_status status = xks_p11_token_find(partition->p11, &name, &slot, &info, error);
+    if (status != XKS_OK) {
+        return status;
+    }
+    if (!claim(partition, &info, error)) {
+        return XKS_CONFIG;
+    }
+    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &partition->keeper_session);
+    if (rv != CKR_OK) {
+        return call_failed(partition, "C_OpenSession", rv, error);
+    }
+    partition->keeper_session_open = true;
+    status = xks_p11_token_login(partition->p11, partition->keeper_session, partition->pin, partition->profile, error);
+    if (status == XKS_OK) {
+        status = find_health_key(partition, &health_key, error);
+    }
+    if (status != XKS_OK) {
+        return status;
+    }
+    xks_p11_gcm gcm = {partition->p11, partition->keeper_session, health_key, partition->profile->iv_mode, NULL};
+    status = xks_p11_self_test(&gcm, &partition->random, &partition->scratch, &canary, &tag_failure, error);
+    if (status != XKS_OK) {
+        return status;
+    }
+    bool message_api = try_message_api(partition, slot, health_key);
+    pthread_mutex_lock(&partition->lock);
+    partition->slot = slot;
+    partition->canary = canary;
+    partition->tag_failure = tag_failure;
+    partition->message_api = message_api;
+    partition->epoch++;
+    partition->recovery_wanted = false;
+    partition->login_in_doubt = false;
+    partition->module_gone = false;
+    partition->last_probe_ns = partition->last_good_probe_ns = xks_monotonic_ns();
+    xks_engine_forget_handles_locked(partition);
+    pthread_mutex_unlock(&partition->lock);
+    return XKS_OK;
+}
+
+/* --- the module */
+
+/* C_Finalize takes every session of every partition of the module, so it is the last resort: when all of them are down, and no thread
+ * is inside. True when the module was reset. */
+bool xks_engine_reset_module(engine_partition *partition)
+{
+    engine_module *module = partition->module;
+    xks_engine *engine = partition->engine;
+    char error[XKS_ERROR_TEXT_BYTES];
+    pthread_mutex_lock(&module->lock);
+    bool alone = !module->resetting && module->keepers_inside == 0;
+    for (uint32_t i = 0; i < engine->partition_count && alone; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other->module == module) {
+            pthread_mutex_lock(&other->lock);
+            alone = atomic_load(&other->down) && atomic_load(&other->state) != XKS_PARTITION_READY && other->running_workers == 0;
+            other->frozen = alone;
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    module->resetting = alone;
+    pthread_mutex_unlock(&module->lock);
+    xks_status status = alone ? xks_p11_module_reset(&partition->module->p11, error) : XKS_UNAVAILABLE;
+    pthread_mutex_lock(&module->lock);
+    for (uint32_t i = 0; i < engine->partition_count; i++) {
+        engine_partition *other = engine->partitions[i];
+        if (other->module == module) {
+            pthread_mutex_lock(&other->lock);
+            other->frozen = false;
+            if (status == XKS_OK) {
+                other->valid_epoch = other->epoch + 1;
+                other->keeper_session_gone = true;
+            }
+            pthread_mutex_unlock(&other->lock);
+        }
+    }
+    module->resetting = false;
+    pthread_cond_broadcast(&module->reset_over);
+    pthread_mutex_unlock(&module->lock);
+    return status == XKS_OK;
+}
+
+/* bring_up, while no other keeper resets the module. */
+xks_status xks_engine_bring_up(engine_partition *partition, char *error)
+{
+    engine_module *module = partition->module;
+    pthread_mutex_lock(&module->lock);
+    while (module->resetting && !atomic_load(&partition->engine->stopping)) {
+        pthread_cond_wait(&module->reset_over, &module->lock);
+    }
+    module->keepers_inside++;
+    pthread_mutex_unlock(&module->lock);
+    pthread_mutex_lock(&partition->lock);
+    if (partition->keeper_session_gone) {
+        partition->keeper_session_gone = partition->keeper_session_open = false;
+    }
+    pthread_mutex_unlock(&partition->lock);
+    xks_status status = bring_up(partition, error);
+    pthread_mutex_lock(&module->lock);
+    module->keepers_inside--;
+    pthread_mutex_unlock(&module->lock);
+    return status;
+}
+
