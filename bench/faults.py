@@ -88,6 +88,7 @@ class Report:
             ],
             "summary": o.run.summary(),
             "windows": [window.as_json() for window in o.run.windows()],
+            "opens": o.opens,
             "shares": _share_series(o),
         }
 
@@ -127,8 +128,10 @@ def run_scenario(scenario: Scenario, size: Size, token: Token, generator: Genera
         generator.run(calls, warm)  # the router has its medians, the connections are open
         samples: list[Sample] = []
         load = Load(rate, size.seconds, connections=64)
+        opens = fleet.opens()
         run = generator.run(calls, load, lambda start_ns: _conduct(fleet, size, events, start_ns, samples))
-    outcome = _outcome(scenario, size, events, rate, run, tuple(samples), plan.probe_interval_s)
+        opened = tuple(after - before for before, after in zip(opens, fleet.opens(), strict=True))
+    outcome = _outcome(scenario, size, events, rate, run, tuple(samples), plan.probe_interval_s, opened)
     checks = []
     for goal in scenario.goals:
         value = float(goal.measure(outcome))
@@ -177,6 +180,7 @@ def _outcome(
     run: Run,
     samples: tuple[Sample, ...],
     probe_interval_s: int,
+    opens: tuple[int, ...],
 ) -> Outcome:
     everyone = range(scenario.partitions)
     ill = frozenset(
@@ -210,6 +214,7 @@ def _outcome(
         calls_per_request=scenario.calls_per_request(),
         probes_per_s=scenario.partitions * PROBE_OPERATIONS / probe_interval_s,
         multipliers=tuple(multipliers),
+        opens=opens,
     )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.processes import SERVER_CORE, children, cpu_seconds
 from bench.requests import Target, encrypt_document
@@ -100,14 +101,16 @@ class Fleet:
                     raise RuntimeError(f"{key} is not served within {timeout_s} s: {answer}")
                 time.sleep(0.05)
 
-    def status(self) -> dict[str, object]:
-        """GET /status of the health listener; {} where there is none."""
-        try:
-            with urllib.request.urlopen(self.health_url + "/status", timeout=2) as response:
-                document: dict[str, object] = json.loads(response.read())
-                return document
-        except (OSError, ValueError):
-            return {}
+    def status(self) -> dict[str, Any]:
+        """GET /status of the health listener."""
+        with urllib.request.urlopen(self.health_url + "/status", timeout=5) as response:
+            document: dict[str, Any] = json.loads(response.read())
+            return document
+
+    def opens(self) -> list[int]:
+        """How often the breaker of each partition has opened, as the proxy says."""
+        by_name = {partition["name"]: int(partition["opens"]) for partition in self.status()["partitions"]}
+        return [by_name[f"p{number}"] for number in range(self.plan.partitions)]
 
 
 @contextmanager
@@ -154,7 +157,7 @@ def _wait_until_ready(
     deadline = time.monotonic() + START_TIMEOUT_S + (plan.keys + plan.stores * (plan.key_ids or plan.keys)) * 0.004
     while not (_answers(health_url + "/readyz") and _sessions_are_open(plan, control)):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"xksfast serve did not get ready:\n{log.read_text()[-3000:]}")
+            raise RuntimeError(f"xksfast serve did not get ready:\n{log.read_text()[-1500:]}")
         time.sleep(0.05)
 
 

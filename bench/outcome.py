@@ -55,6 +55,7 @@ class Outcome:
     calls_per_request: float
     probes_per_s: float
     multipliers: tuple[float, ...]  # in the fault; inf: it does not answer
+    opens: tuple[int, ...]  # of each partition's breaker, in the run
 
 
 Measure = Callable[[Outcome], float]
@@ -181,6 +182,11 @@ def least_healthy_share(o: Outcome) -> float:
         least = min(least, *(share * len(healthy) / sum(healthy) if sum(healthy) else 0 for share in healthy))
         at += 1
     return least
+
+
+def healthy_opens(o: Outcome) -> float:
+    """How often a breaker of a healthy partition opened."""
+    return sum(count for partition, count in enumerate(o.opens) if partition not in o.ill)
 
 
 def errors_beside_probes(o: Outcome) -> float:

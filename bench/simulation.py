@@ -158,9 +158,7 @@ class RouterPolicy:
     """The product's router."""
 
     def __init__(self, setup: Setup, tokens: list[Token], seed: int) -> None:
-        self.router = Router(
-            setup.partitions, seed=seed, retry_budget=setup.retry_budget, hedge_budget=setup.hedge_budget
-        )
+        self.router = Router(setup.partitions, seed=seed, retry_budget=setup.retry_budget, hedge_budget=setup.hedge_budget)
         self.members = (1 << setup.partitions) - 1
         self.begin, self.end, self.overdue = self.router.begin, self.router.end, self.router.overdue
         self.hedge_delay_ns = self.router.hedge_delay_ns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def outcome(
     partitions = len(operations[0])
     zeros = (0,) * partitions
     samples = tuple(Sample(float(at), counts, zeros, zeros, zeros, zeros, zeros) for at, counts in enumerate(operations))
-    return Outcome(run, samples, 3, 6, False, ill, partitions, 4, 1, 0.35, count / 10, 1000, 1, 0, (1.0,) * partitions)
+    return Outcome(run, samples, 3, 6, False, ill, partitions, 4, 1, 0.35, count / 10, 1000, 1, 0, (1.0,) * partitions, (3, 0))
 
 
 def evenly(*steps: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -136,6 +137,12 @@ def test_a_healthy_partition_that_was_put_out_is_seen() -> None:
     assert measure.least_healthy_share(result) == 0
     even = outcome(statuses=[200] * 1000, latency_ms=[1.0] * 1000, operations=evenly(*[(50, 50, 50)] * 10))
     assert measure.least_healthy_share(even) == pytest.approx(1)
+
+
+def test_a_breaker_that_opened_counts_against_a_healthy_partition_only() -> None:
+    result = outcome(statuses=[200] * 1000, latency_ms=[1.0] * 1000, operations=EVEN)
+    assert measure.healthy_opens(result) == 0
+    assert measure.healthy_opens(replace(result, ill=frozenset({1}))) == 3
 
 
 def test_calls_beyond_those_asked_for_are_counted_as_extra() -> None:
