@@ -68,6 +68,18 @@ class Setup:
         return self.partitions * self.servers * SECOND / mean_ns
 
 
+def stalls(partitions: int, seconds: float, seed: int, length_s: float = 0.1, apart_s: float = 2.0) -> dict[int, tuple[Fault, ...]]:
+    """Freezes of length_s on every partition, independent, apart_s apart in the mean."""
+    rng, found = random.Random(seed), {}
+    for partition in range(partitions):
+        faults, at = [], rng.expovariate(1 / apart_s)
+        while at < seconds:
+            faults.append(Fault("frozen", int(at * SECOND), int((at + length_s) * SECOND)))
+            at += length_s + rng.expovariate(1 / apart_s)
+        found[partition] = tuple(faults)
+    return found
+
+
 class Token:
     """One partition's HSM: when would a call return, and how."""
 
@@ -458,5 +470,5 @@ def summarise(run: Simulation, start_s: float = 0.0, end_s: float = math.inf) ->
 
 __all__ = [
     "MS", "NEVER_NS", "SECOND", "Fault", "Job", "LeastOutstanding", "Oracle", "RoundRobin", "RouterPolicy", "Setup", "Simulation",
-    "Summary", "summarise",
+    "Summary", "stalls", "summarise",
 ]  # fmt: skip
