@@ -253,8 +253,11 @@ SCENARIOS: dict[str, Callable[[Policy, int], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+# A second seed where chance decides most: what is in flight at the moment when a partition fails.
+RUNS = [(name, seed) for name in SCENARIOS for seed in SEEDS if seed == SEEDS[0] or name[:3] in ("T2 ", "T3 ", "T4 ", "T14")]
+
+
+@pytest.mark.parametrize(("scenario", "seed"), RUNS)
 def test_the_router_reaches(scenario: str, seed: int) -> None:
     assert SCENARIOS[scenario](RouterPolicy, seed) == []
 
