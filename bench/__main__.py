@@ -4,6 +4,6 @@
 import subprocess
 import sys
 
-for module in ("bench.micro", "bench.end_to_end", "bench.memory"):
+for module in ("bench.micro", "bench.micro_router", "bench.end_to_end", "bench.memory"):
     print(f"\n## {module}\n", flush=True)
     subprocess.run([sys.executable, "-m", module], check=True)
