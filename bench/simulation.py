@@ -10,6 +10,7 @@ What is simulated is the choice, not the cost of choosing: no thread, no lock an
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import random
@@ -68,6 +69,20 @@ class Setup:
         return self.partitions * self.servers * SECOND / mean_ns
 
 
+def stalls(
+    partitions: int, seconds: float, seed: int, length_s: float = 0.1, apart_s: float = 2.0
+) -> dict[int, tuple[Fault, ...]]:
+    """Freezes of length_s on every partition, independent, apart_s apart in the mean."""
+    rng, found = random.Random(seed), {}
+    for partition in range(partitions):
+        faults, at = [], rng.expovariate(1 / apart_s)
+        while at < seconds:
+            faults.append(Fault("frozen", int(at * SECOND), int((at + length_s) * SECOND)))
+            at += length_s + rng.expovariate(1 / apart_s)
+        found[partition] = tuple(faults)
+    return found
+
+
 class Token:
     """One partition's HSM: when would a call return, and how."""
 
@@ -79,7 +94,10 @@ class Token:
         self._mu, self._sigma, self._rng = math.log(setup.service_ns), setup.sigma, rng
 
     def _at(self, kind: str, at: int) -> Fault | None:
-        return next((f for f in self.faults if f.kind == kind and f.start_ns <= at < f.end_ns), None)
+        for fault in self.faults:
+            if fault.kind == kind and fault.start_ns <= at < fault.end_ns:
+                return fault
+        return None
 
     def _work(self, at: int, service: float) -> tuple[int, int]:
         """(begin, end) of work that arrives at `at`: behind what is there, standing still while frozen."""
@@ -104,7 +122,10 @@ class Token:
         if self._at("erring", at):
             return at + self.half_trip_ns, False
         _, end = self._work(at, self._rng.lognormvariate(self._mu, self._sigma))
-        cut = min((f.start_ns for f in self.faults if f.kind == "erring" and at < f.start_ns <= end), default=None)
+        cut = None
+        for fault in self.faults:
+            if fault.kind == "erring" and at < fault.start_ns <= end:
+                cut = fault.start_ns if cut is None else min(cut, fault.start_ns)
         heapq.heapreplace(self.free, end if cut is None else cut)
         returned = (end if cut is None else cut) + self.half_trip_ns
         if returned - now > RECEIVE_TIMEOUT_NS:
@@ -287,9 +308,13 @@ class Simulation:
         self._later(int(self.rng.expovariate(per_ns)), self._arrive, per_ns, end)
         self._later(OVERDUE_EVERY_NS, self._look_for_overdue)
         last = end + DEADLINE_NS
+        collecting = gc.isenabled()
+        gc.disable()  # nothing here is cyclic, and a hundred thousand requests stay until the end
         while self._events and self._events[0][0] <= last:
             self.now, _, what, arguments = heapq.heappop(self._events)
             what(*arguments)
+        if collecting:
+            gc.enable()
         return self
 
     # --- requests
@@ -456,5 +481,5 @@ def summarise(run: Simulation, start_s: float = 0.0, end_s: float = math.inf) ->
 
 __all__ = [
     "MS", "NEVER_NS", "SECOND", "Fault", "Job", "LeastOutstanding", "Oracle", "RoundRobin", "RouterPolicy", "Setup", "Simulation",
-    "Summary", "summarise",
+    "Summary", "stalls", "summarise",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 #include "xks_router_internal.h"
 #include <stdlib.h>
 
+#define IN_FLIGHT_COST 0.02
 #define START_DEAR_AGE_NS (20 * XKS_MS_NS)
 #define START_STALL_AGE_NS (60 * XKS_MS_NS)
 
@@ -51,14 +52,43 @@ void xks_router_free(xks_router *router)
     free(router);
 }
 
-static void note_serving(xks_router *router, uint32_t partition)
+static void put(uint64_t *set, uint32_t partition, bool member)
 {
-    const router_partition *p = &router->partitions[partition];
-    if (p->in_service && p->sessions > 0) {
-        router->serving |= router_bit(partition);
-    } else {
-        router->serving &= ~router_bit(partition);
-    }
+    *set = (*set & ~router_bit(partition)) | (uint64_t)member << partition;
+}
+
+static uint64_t earlier(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* What calls in flight decide. */
+static void note_load(xks_router *router, uint32_t partition, router_partition *p)
+{
+    double in_flight = p->in_flight, over = in_flight + 1 - p->concurrency;
+    put(&router->roomy, partition, p->in_flight < p->limit);
+    put(&router->spare, partition, in_flight < 2 * p->concurrency);
+    put(&router->ample, partition, in_flight < 2 * p->concurrency + 2);
+    p->pressure = (1 + (over > 0 ? over : 0) * p->per_concurrency) * (1 + IN_FLIGHT_COST * in_flight);
+    p->pressure *= (router->on_trial & router_bit(partition)) != 0 ? 1 + in_flight : 1;
+}
+
+static void note_calm(router_partition *p)
+{
+    uint64_t of_age = p->oldest_ns != XKS_NO_CALL ? p->oldest_ns + earlier(p->dear_age_ns, p->stall_age_ns) : UINT64_MAX;
+    p->calm_until_ns = p->slow_until_ns != 0 ? 0 : of_age;
+}
+
+void xks_router_note(xks_router *router, uint32_t partition, uint64_t now)
+{
+    router_partition *p = &router->partitions[partition];
+    bool on_trial;
+    p->expected_ns = router_expected_ns(p, now, &on_trial);
+    p->slow_until_ns = p->slow_until_ns > now ? p->slow_until_ns : 0;
+    put(&router->serving, partition, p->in_service && p->sessions > 0);
+    put(&router->on_trial, partition, on_trial);
+    note_load(router, partition, p);
+    note_calm(p);
 }
 
 void xks_router_set_sessions(xks_router *router, uint32_t partition, uint32_t sessions)
@@ -69,7 +99,8 @@ void xks_router_set_sessions(xks_router *router, uint32_t partition, uint32_t se
     router->sessions -= p->sessions;
     p->sessions = sessions;
     xks_router_set_limit(p);
-    note_serving(router, partition);
+    put(&router->serving, partition, p->in_service && p->sessions > 0);
+    note_load(router, partition, p);
 }
 
 void xks_router_set_in_service(xks_router *router, uint32_t partition, bool in_service, uint64_t now)
@@ -82,7 +113,7 @@ void xks_router_set_in_service(xks_router *router, uint32_t partition, bool in_s
         p->faults_in_row = 0;
     }
     p->in_service = in_service;
-    note_serving(router, partition);
+    xks_router_note(router, partition, now);
 }
 
 static bool open_breaker(router_partition *p, uint64_t now)
@@ -135,9 +166,11 @@ uint32_t xks_router_begin(xks_router *router, uint32_t partition, xks_route_purp
     p->tail = slot;
     if (p->oldest == XKS_NO_SLOT) {
         note_oldest(p, slot);
+        note_calm(p);
     }
     p->handed[purpose]++;
     account(router, purpose);
+    note_load(router, partition, p);
     return slot;
 }
 
@@ -167,23 +200,22 @@ bool xks_router_end(xks_router *router, uint32_t partition, uint32_t call, xks_c
         return false;
     }
     const router_call ended = p->calls[call];
+    bool opens = false;
     take_out(p, (uint16_t)call);
-    if (result == XKS_CALL_NOT_MADE) {
-        return false;
-    }
     if (result == XKS_CALL_FAULT) {
         p->faults++;
         p->faults_in_row++;
-        return p->faults_in_row >= XKS_FAULTS_TO_OPEN && open_breaker(p, now);
+        opens = p->faults_in_row >= XKS_FAULTS_TO_OPEN && open_breaker(p, now);
+    } else if (result == XKS_CALL_SERVED) {
+        p->served++;
+        p->faults_in_row = 0;
+        if (!ended.written_off) { /* else its age told its time already, which says nothing of the next call's */
+            p->served_ns = now;
+            xks_router_learn(p, ended.began_ns, ended.in_flight, took_ns, now);
+        }
     }
-    p->served++;
-    p->faults_in_row = 0;
-    if (!ended.written_off) { /* else its time was told by its age already, and says nothing of the next call's */
-        p->served_ns = now;
-        xks_router_learn(p, ended.began_ns, ended.in_flight, took_ns, now);
-        xks_router_count_return(p, now);
-    }
-    return false;
+    xks_router_note(router, partition, now);
+    return opens;
 }
 
 uint64_t xks_router_overdue(xks_router *router, uint64_t now)
@@ -205,6 +237,7 @@ uint64_t xks_router_overdue(xks_router *router, uint64_t now)
             note_oldest(p, p->calls[p->oldest].newer);
         } while (p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > XKS_HANG_NS);
         xks_router_set_limit(p);
+        xks_router_note(router, i, now);
     }
     return told;
 }

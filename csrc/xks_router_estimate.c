@@ -41,13 +41,9 @@ static double within(double value, double least, double most)
 
 static double median_step(double median, double sample)
 {
-    if (sample > median) {
-        return median * (1 + (sample > LEAP_RATIO * median ? MEDIAN_LEAP : MEDIAN_STEP));
-    }
-    if (sample < median) {
-        return median * (1 - (sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP));
-    }
-    return median;
+    double up = sample > LEAP_RATIO * median ? MEDIAN_LEAP : MEDIAN_STEP;
+    double down = sample * LEAP_RATIO < median ? MEDIAN_LEAP : MEDIAN_STEP;
+    return median * (1 + (sample > median ? up : sample < median ? -down : 0));
 }
 
 static void set_concurrency(router_partition *p, double value)
@@ -141,16 +137,7 @@ static void learn_pace(router_partition *p, uint64_t began, uint64_t took)
     }
 }
 
-void xks_router_learn(router_partition *p, uint64_t began_ns, uint32_t in_flight, uint64_t took_ns, uint64_t now)
-{
-    double took = took_ns > 0 ? (double)took_ns : 1;
-    learn_concurrency(p, in_flight, took);
-    learn_median(p, began_ns, in_flight, took, now);
-    learn_p95(p, took);
-    learn_pace(p, began_ns, took_ns);
-}
-
-void xks_router_count_return(router_partition *p, uint64_t now)
+static void count_return(router_partition *p, uint64_t now)
 {
     p->window_ended++;
     if (now - p->window_began_ns < WINDOW_NS) {
@@ -165,6 +152,16 @@ void xks_router_count_return(router_partition *p, uint64_t now)
         p->window_quickest_ns = UINT64_MAX;
     }
     xks_router_set_limit(p);
+}
+
+void xks_router_learn(router_partition *p, uint64_t began_ns, uint32_t in_flight, uint64_t took_ns, uint64_t now)
+{
+    double took = took_ns > 0 ? (double)took_ns : 1;
+    learn_concurrency(p, in_flight, took);
+    learn_median(p, began_ns, in_flight, took, now);
+    learn_p95(p, took);
+    learn_pace(p, began_ns, took_ns);
+    count_return(p, now);
 }
 
 void xks_router_compare(xks_router *router, uint64_t members, uint64_t now)
@@ -192,6 +189,7 @@ void xks_router_compare(xks_router *router, uint64_t members, uint64_t now)
     if (count > 0) { /* of an even number the lower one: of two partitions the slower fades to the faster */
         for (uint64_t left = members; left != 0; left &= left - 1) {
             router->partitions[router_first(left)].target_ns = sorted[(count - 1) / 2];
+            xks_router_note(router, router_first(left), now);
         }
     }
 }

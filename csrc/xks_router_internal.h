@@ -33,16 +33,19 @@ typedef struct router_call {
 } router_call;
 
 typedef struct router_partition {
-    /* Read by every pick. */
-    uint64_t oldest_ns;    /* beginning of the oldest call in flight, XKS_NO_CALL without one */
-    double median_ns;      /* of a call that does not queue, 0 before the first */
-    uint64_t sampled_ns;   /* the last change of median_ns */
-    double target_ns;      /* median of the group's medians, to which an old one fades; 0: unknown */
+    /* Read by every pick, and kept ready by xks_router_note when a call begins or ends. */
+    uint64_t calm_until_ns; /* until then, neither the age of a call nor slow start matter */
+    double expected_ns;     /* see router_expected_ns, at most 10 ms old */
+    double pressure;        /* the factor by which calls in flight raise the score */
+    uint64_t oldest_ns;     /* beginning of the oldest call in flight, XKS_NO_CALL without one */
+    double median_ns;       /* of a call that does not queue, 0 before the first */
+    uint64_t sampled_ns;    /* the last change of median_ns */
+    double target_ns;       /* median of the group's medians, to which an old one fades; 0: unknown */
+    uint64_t slow_until_ns; /* end of the slow start; 0: none */
+    uint64_t dear_age_ns;   /* older than this, the age of a call is a cost */
+    uint64_t stall_age_ns;  /* older than this, the partition is avoided */
     double concurrency, per_concurrency; /* and its inverse */
-    uint64_t dear_age_ns;  /* older than this, the age of a call is a cost */
-    uint64_t stall_age_ns; /* older than this, the partition is avoided */
-    uint64_t slow_until_ns; /* end of the slow start */
-    uint32_t in_flight;    /* not those written off */
+    uint32_t in_flight;     /* not those written off */
     uint32_t limit;
     uint32_t faults_in_row;
     /* Read and written when a call ends. */
@@ -76,6 +79,10 @@ struct xks_router {
     uint32_t count;
     uint64_t known;   /* the partitions there are */
     uint64_t serving; /* in service, with sessions */
+    uint64_t roomy;   /* below their limit */
+    uint64_t spare;   /* fewer in flight than twice what they work on at once */
+    uint64_t on_trial; /* avoided for a median that has faded: one call at a time */
+    uint64_t ample;   /* fewer than two more than that: enough to avoid others that stall */
     uint64_t chance;
     uint64_t sessions; /* of all partitions */
     double retry_budget, hedge_budget;
@@ -101,7 +108,7 @@ static inline double router_expected_ns(const router_partition *p, uint64_t now,
 {
     *on_trial = false;
     if (p->median_ns <= 0) {
-        return p->target_ns > 0 ? p->target_ns : (double)XKS_MS_NS;
+        return p->target_ns > 0 ? p->target_ns : (double)XKS_MS_NS; /* no call yet: as the others */
     }
     if (p->median_ns <= p->target_ns || p->target_ns <= 0 || now <= p->sampled_ns + XKS_FADE_AFTER_NS) {
         return p->median_ns;
@@ -113,13 +120,13 @@ static inline double router_expected_ns(const router_partition *p, uint64_t now,
     return p->target_ns + (p->median_ns - p->target_ns) * left;
 }
 
+/* Calls in flight, limits, ages or medians of the partition changed: makes ready what _pick reads. */
+void xks_router_note(xks_router *router, uint32_t partition, uint64_t now);
 /* A call that began at began_ns with in_flight calls in the partition took took_ns. */
 void xks_router_learn(router_partition *p, uint64_t began_ns, uint32_t in_flight, uint64_t took_ns, uint64_t now);
-/* A call returned: counts it for the rate of returns. */
-void xks_router_count_return(router_partition *p, uint64_t now);
 /* Sessions or what is known of the token changed. */
 void xks_router_set_limit(router_partition *p);
-/* At most every 10 ms: what the members' medians fade to. */
+/* At most every 10 ms: what the members' medians fade to, and how far they have. */
 void xks_router_compare(xks_router *router, uint64_t members, uint64_t now);
 
 #endif

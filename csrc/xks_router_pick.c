@@ -2,23 +2,19 @@
 /* Eligibility, score, choice, explanation. */
 #include "xks_router_internal.h"
 
-#define IN_FLIGHT_COST 0.02
 #define EQUAL_MEDIAN_NS 100000.0 /* below about what handing a call to a thread costs, all are equal */
 #define DEADLINE_MEDIANS 3
 #define FIND_OUT_NS (50 * XKS_MS_NS) /* a call with less time left is no way to find out whether a partition is still slow */
 #define LOCAL_PATIENCE 5 /* the local site is kept until it scores so many times worse than another */
 
-/* What one look at the candidates found. Sets are subsets of `pool` but for `pool` itself. */
+/* What one look at the candidates found. */
 typedef struct survey {
-    uint64_t pool;    /* in service, with the key, not tried unless all are */
-    uint64_t roomy;   /* below their limit */
-    uint64_t slow;    /* of the roomy: 3 medians are more than the time that remains */
-    uint64_t stalled; /* of the roomy: the oldest call is out too long */
-    uint64_t spare;   /* of the roomy: fewer in flight than twice what they work on at once */
-    uint64_t chosen_from;
-    double best_ns; /* the least expected time of those chosen from */
-    double expected_ns[XKS_ROUTER_MAX_PARTITIONS];
-    uint64_t on_trial;
+    uint64_t pool;        /* in service, with the key, not tried unless all are */
+    uint64_t roomy;       /* of the pool: below their limit */
+    uint64_t slow;        /* of the roomy: 3 medians are more than the time that remains */
+    uint64_t stalled;     /* of the roomy: the oldest call is out too long */
+    uint64_t chosen_from; /* of the roomy */
+    double level_ns;      /* expected times up to this are equal */
 } survey;
 
 static bool is_lenient(xks_route_purpose purpose)
@@ -26,54 +22,77 @@ static bool is_lenient(xks_route_purpose purpose)
     return purpose == XKS_ROUTE_FIRST || purpose == XKS_ROUTE_CHECK;
 }
 
-static void look(xks_router *router, const xks_route_request *request, uint64_t usable, uint64_t now, survey *s)
+/* The roomy that are stalled, and those that are too slow for the time that remains. */
+static void look_closer(const xks_router *router, uint64_t now, double remaining, survey *s, uint64_t *too_late)
 {
-    uint64_t spare_for_stalled = 0, too_late = 0, idle = 0;
+    for (uint64_t left = s->roomy; left != 0; left &= left - 1) {
+        uint32_t i = router_first(left);
+        const router_partition *p = &router->partitions[i];
+        bool stalled = p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->stall_age_ns;
+        s->stalled |= (uint64_t)stalled << i;
+        s->slow |= (uint64_t)(DEADLINE_MEDIANS * p->expected_ns > remaining) << i;
+        *too_late |= (uint64_t)(p->expected_ns > remaining) << i;
+    }
+}
+
+static uint64_t idle_of(const xks_router *router, uint64_t partitions)
+{
+    uint64_t idle = 0;
+    for (; partitions != 0; partitions &= partitions - 1) {
+        uint32_t i = router_first(partitions);
+        idle |= (uint64_t)(router->partitions[i].in_flight == 0) << i;
+    }
+    return idle;
+}
+
+static double least_expected_ns(const xks_router *router, uint64_t partitions)
+{
+    double least = (double)UINT64_MAX;
+    for (; partitions != 0; partitions &= partitions - 1) {
+        double expected = router->partitions[router_first(partitions)].expected_ns;
+        least = expected < least ? expected : least;
+    }
+    return least;
+}
+
+static void look(const xks_router *router, const xks_route_request *request, uint64_t usable, uint64_t now, survey *s)
+{
+    uint64_t too_late = 0, calm_until = UINT64_MAX;
     bool is_hedge = request->purpose == XKS_ROUTE_HEDGE;
-    double remaining = (double)request->remaining_ns;
+    double remaining = (double)request->remaining_ns, least = (double)UINT64_MAX, most = 0;
     s->pool = usable & ~request->tried;
     if (s->pool == 0 && !is_hedge) {
         s->pool = usable;
     }
-    s->roomy = s->slow = s->stalled = s->spare = s->on_trial = 0;
-    for (uint64_t left = s->pool; left != 0; left &= left - 1) {
-        uint32_t i = router_first(left);
-        const router_partition *p = &router->partitions[i];
-        uint64_t bit = left & -left;
-        bool on_trial;
-        if (p->in_flight >= p->limit) {
-            continue;
-        }
-        double expected = router_expected_ns(p, now, &on_trial), in_flight = p->in_flight;
-        s->expected_ns[i] = expected;
-        s->roomy |= bit;
-        s->slow |= DEADLINE_MEDIANS * expected > remaining ? bit : 0;
-        too_late |= expected > remaining ? bit : 0;
-        idle |= p->in_flight == 0 && request->remaining_ns >= FIND_OUT_NS ? bit : 0;
-        s->on_trial |= on_trial ? bit : 0;
-        s->stalled |= p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->stall_age_ns ? bit : 0;
-        s->spare |= in_flight < 2 * p->concurrency ? bit : 0;
-        spare_for_stalled |= in_flight < 2 * p->concurrency + 2 ? bit : 0;
+    s->roomy = s->pool & router->roomy;
+    s->slow = s->stalled = 0;
+    for (uint64_t left = s->roomy; left != 0; left &= left - 1) {
+        const router_partition *p = &router->partitions[router_first(left)];
+        calm_until = p->calm_until_ns < calm_until ? p->calm_until_ns : calm_until;
+        least = p->expected_ns < least ? p->expected_ns : least;
+        most = p->expected_ns > most ? p->expected_ns : most;
     }
-    s->chosen_from = s->roomy & ~s->slow;
-    if (s->chosen_from == 0 && is_lenient(request->purpose)) {
-        s->chosen_from = s->roomy & ~too_late;
-        if (s->chosen_from == 0) {
-            s->chosen_from = idle; /* one call at a time finds out whether it still takes so long: else nobody would, ever */
+    s->chosen_from = s->roomy;
+    if (now > calm_until || DEADLINE_MEDIANS * most > remaining) { /* seldom */
+        look_closer(router, now, remaining, s, &too_late);
+        s->chosen_from = s->roomy & ~s->slow;
+        if (s->chosen_from == 0 && is_lenient(request->purpose)) {
+            s->chosen_from = s->roomy & ~too_late;
+            if (s->chosen_from == 0 && request->remaining_ns >= FIND_OUT_NS) {
+                s->chosen_from = idle_of(router, s->roomy); /* one call finds out whether it still takes so long: else nobody would */
+            }
+        }
+        if ((s->chosen_from & router->ample & ~s->stalled) != 0) {
+            s->chosen_from &= ~s->stalled;
         }
     }
     if (is_hedge) {
-        s->chosen_from &= s->spare & ~s->stalled;
-    } else if ((s->chosen_from & ~s->stalled & spare_for_stalled) != 0) {
-        s->chosen_from &= ~s->stalled;
+        s->chosen_from &= router->spare & ~s->stalled;
     }
-    s->best_ns = EQUAL_MEDIAN_NS;
-    double best = 0;
-    for (uint64_t left = s->chosen_from; left != 0; left &= left - 1) {
-        double expected = s->expected_ns[router_first(left)];
-        best = best <= 0 || expected < best ? expected : best;
+    if (s->chosen_from != s->roomy) {
+        least = least_expected_ns(router, s->chosen_from);
     }
-    s->best_ns = best * XKS_EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? best * XKS_EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
+    s->level_ns = least * XKS_EQUAL_MEDIANS > EQUAL_MEDIAN_NS ? least * XKS_EQUAL_MEDIANS : EQUAL_MEDIAN_NS;
 }
 
 static double slow_start_factor(const router_partition *p, uint64_t now)
@@ -84,20 +103,18 @@ static double slow_start_factor(const router_partition *p, uint64_t now)
     return 1 + (XKS_SLOW_START_FACTOR - 1) * (double)(p->slow_until_ns - now) / (double)XKS_SLOW_START_NS;
 }
 
-static double score_of(const router_partition *p, double expected_ns, bool on_trial, uint64_t now)
+/* expected_ns: the partition's own, or what all that are about equal are taken for. */
+static inline double score_of(const router_partition *p, double expected_ns, uint64_t now)
 {
-    double cost = expected_ns, in_flight = p->in_flight, over = in_flight + 1 - p->concurrency;
-    if (p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->dear_age_ns) {
-        double age = (double)(now - p->oldest_ns);
-        cost = age > cost ? age : cost;
+    double cost = expected_ns;
+    if (now > p->calm_until_ns) {
+        if (p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->dear_age_ns) {
+            double age = (double)(now - p->oldest_ns);
+            cost = age > cost ? age : cost;
+        }
+        cost *= slow_start_factor(p, now);
     }
-    if (over > 0) {
-        cost *= 1 + over * p->per_concurrency;
-    }
-    if (on_trial) {
-        cost *= 1 + in_flight;
-    }
-    return cost * slow_start_factor(p, now) * (1 + IN_FLIGHT_COST * in_flight);
+    return cost * p->pressure;
 }
 
 /* splitmix64: a sequence that only ties move on. */
@@ -109,38 +126,49 @@ static uint64_t next_chance(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/* The best so far; equals are drawn from, each with the same chance. */
-typedef struct best {
-    uint32_t partition, equals;
-    double score;
-} best;
-
-static void offer(best *so_far, uint32_t partition, double score, uint64_t *chance)
+/* One of a set that is not empty, each with the same chance. */
+static uint32_t draw(uint64_t set, uint64_t *chance)
 {
-    if (so_far->equals == 0 || score < so_far->score) {
-        *so_far = (best){partition, 1, score};
-    } else if (score <= so_far->score) {
-        so_far->equals++;
-        if (next_chance(chance) % so_far->equals == 0) {
-            so_far->partition = partition;
+    if ((set & (set - 1)) != 0) {
+        uint64_t skip = (next_chance(chance) >> 32) * (uint64_t)__builtin_popcountll(set) >> 32;
+        for (; skip > 0; skip--) {
+            set &= set - 1;
         }
     }
+    return router_first(set);
+}
+
+/* The members of a set that is not empty with the least score. */
+static uint64_t best_of(const xks_router *router, uint64_t set, double level_ns, uint64_t now, double *score)
+{
+    uint64_t best = 0;
+    double least = (double)UINT64_MAX;
+    for (; set != 0; set &= set - 1) {
+        const router_partition *p = &router->partitions[router_first(set)];
+        double own = score_of(p, p->expected_ns > level_ns ? p->expected_ns : level_ns, now);
+        best = own < least ? 0 : best;
+        least = own < least ? own : least;
+        best |= own <= least ? set & -set : 0;
+    }
+    *score = least;
+    return best;
+}
+
+/* Those of the local site that are kept to while they are not too much slower. */
+static uint64_t local_of(const xks_router *router, const xks_route_request *request, const survey *s)
+{
+    return s->chosen_from & request->local & router->spare & ~s->stalled;
 }
 
 static uint32_t choose(xks_router *router, const xks_route_request *request, const survey *s, uint64_t now)
 {
-    best any = {0}, local = {0};
-    for (uint64_t left = s->chosen_from; left != 0; left &= left - 1) {
-        uint32_t i = router_first(left);
-        uint64_t bit = left & -left;
-        double expected = s->expected_ns[i] > s->best_ns ? s->expected_ns[i] : s->best_ns;
-        double score = score_of(&router->partitions[i], expected, (s->on_trial & bit) != 0, now);
-        offer(&any, i, score, &router->chance);
-        if ((request->local & s->spare & ~s->stalled & bit) != 0) {
-            offer(&local, i, score, &router->chance);
-        }
+    double score, local_score;
+    uint64_t local = local_of(router, request, s), best = best_of(router, s->chosen_from, s->level_ns, now, &score);
+    if (local != 0) {
+        local = best_of(router, local, s->level_ns, now, &local_score);
+        best = local_score <= LOCAL_PATIENCE * score ? local : best;
     }
-    return local.equals > 0 && local.score <= LOCAL_PATIENCE * any.score ? local.partition : any.partition;
+    return draw(best, &router->chance);
 }
 
 /* A call was written off, and none handed over with it or later has been served. */
@@ -153,29 +181,32 @@ static bool hangs(const router_partition *p, uint64_t now)
 /* None of the usable members serves. */
 static xks_route_verdict panic(xks_router *router, const xks_route_request *request, uint64_t usable, uint64_t now, uint32_t *out)
 {
-    best found = {0};
+    uint64_t pool = usable & ~request->tried, roomy = 0;
+    uint32_t fewest = UINT32_MAX;
+    double score;
     bool any_full = false;
-    uint64_t pool = usable & ~request->tried;
     if (request->purpose == XKS_ROUTE_HEDGE) {
         return XKS_ROUTE_OUT;
     }
     for (uint64_t left = pool != 0 ? pool : usable; left != 0; left &= left - 1) {
-        uint32_t i = router_first(left);
-        const router_partition *p = &router->partitions[i];
-        bool on_trial;
+        const router_partition *p = &router->partitions[router_first(left)];
         if (p->sessions == 0 || hangs(p, now)) {
             continue;
         }
         if (p->in_flight >= p->limit) {
             any_full = true;
-            continue;
+        } else if (p->faults_in_row < fewest) {
+            fewest = p->faults_in_row;
+            roomy = left & -left;
+        } else if (p->faults_in_row == fewest) {
+            roomy |= left & -left;
         }
-        double score = score_of(p, router_expected_ns(p, now, &on_trial), false, now);
-        /* Faults first: a score is below 1e12. */
-        offer(&found, i, (double)p->faults_in_row * 1e15 + score, &router->chance);
     }
-    *out = found.partition;
-    return found.equals > 0 ? XKS_ROUTE_CHOSEN : any_full ? XKS_ROUTE_FULL : XKS_ROUTE_OUT;
+    if (roomy == 0) {
+        return any_full ? XKS_ROUTE_FULL : XKS_ROUTE_OUT;
+    }
+    *out = draw(best_of(router, roomy, 0, now, &score), &router->chance);
+    return XKS_ROUTE_CHOSEN;
 }
 
 static bool has_budget(const xks_router *router, xks_route_purpose purpose)
@@ -228,7 +259,7 @@ xks_route_reason xks_router_explain(xks_router *router, const xks_route_request 
     }
     xks_router_compare(router, members, now);
     look(router, request, members & request->usable & router->serving, now, &s);
-    uint64_t local = s.chosen_from & request->local & s.spare & ~s.stalled;
+    uint64_t local = local_of(router, request, &s);
     if ((s.pool & bit) == 0) {
         return XKS_REASON_TRIED;
     }
@@ -254,7 +285,7 @@ void xks_router_view(xks_router *router, uint32_t partition, uint64_t now, xks_r
                   : DEADLINE_MEDIANS * expected > (double)XKS_DEADLINE_NS                ? XKS_REASON_TOO_SLOW
                   : p->oldest_ns != XKS_NO_CALL && now - p->oldest_ns > p->stall_age_ns ? XKS_REASON_STALLED
                                                                                          : XKS_REASON_ELIGIBLE,
-        .score = score_of(p, faded, on_trial, now),
+        .score = score_of(p, faded, now),
         .in_flight = p->in_flight,
         .written_off = p->written_off,
         .limit = p->limit,

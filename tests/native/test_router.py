@@ -64,9 +64,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.routers = [
-            Router(PARTITIONS, seed=5, retry_budget=RETRY_BUDGET, hedge_budget=HEDGE_BUDGET) for _ in range(2)
-        ]
+        self.routers = [Router(PARTITIONS, seed=5, retry_budget=RETRY_BUDGET, hedge_budget=HEDGE_BUDGET) for _ in range(2)]
         self.router = self.routers[0]
         self.now = 1000 * SECOND
         self.model = [Partition() for _ in range(PARTITIONS)]

@@ -102,9 +102,7 @@ class Router:
             raise IndexError(f"no partition {partition}")
         return partition
 
-    def _fill(
-        self, members: int, usable: int | None, tried: int, local: int, remaining_ns: int, purpose: Purpose
-    ) -> Any:
+    def _fill(self, members: int, usable: int | None, tried: int, local: int, remaining_ns: int, purpose: Purpose) -> Any:
         request = self._request
         request.members, request.usable = members, members if usable is None else usable
         request.tried, request.local, request.remaining_ns, request.purpose = tried, local, remaining_ns, purpose
