@@ -142,6 +142,11 @@ class Run:
         """From sending a request to its refusal, sorted."""
         return sorted((self.done[i] - self.sent[i]) / 1e6 for i in range(len(self.due)) if self.status[i] in REFUSALS)
 
+    def error_ms(self) -> list[float]:
+        """From sending a request to an answer that is an error, whichever, sorted."""
+        errors = (i for i in range(len(self.due)) if self.status[i] >= 400 and not self.expects(i))
+        return sorted((self.done[i] - self.sent[i]) / 1e6 for i in errors)
+
     def lateness_ms(self) -> list[float]:
         """How late the generator itself was, sorted; part of every latency."""
         return sorted((self.sent[i] - self.due[i]) / 1e6 for i in range(len(self.due)) if self.sent[i])

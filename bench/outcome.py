@@ -94,6 +94,12 @@ def lost(o: Outcome) -> float:
     return sum(count for name, count in statuses.items() if name not in ("ok", "429", "503"))
 
 
+def unanswered(o: Outcome) -> float:
+    """Got no answer at all: neither the right one nor an error."""
+    statuses = o.run.statuses()
+    return statuses["no answer"] + statuses["connection broken"]
+
+
 def p99_all(o: Outcome) -> float:
     return _quantile_ms(o, 0.99, 0, math.inf)
 
@@ -123,8 +129,9 @@ def refusal_p99(o: Outcome) -> float:
     return NAN if value is None else value
 
 
-def refusal_p999(o: Outcome) -> float:
-    value = quantile(o.run.refusal_ms(), 0.999)
+def error_p999(o: Outcome) -> float:
+    """Of every answer that is an error."""
+    value = quantile(o.run.error_ms(), 0.999)
     return NAN if value is None else value
 
 

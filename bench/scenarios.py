@@ -278,8 +278,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "T11", "all partitions dead", all_dead,
         (
-            Goal("p99.9 of refusals, ms", measure.refusal_p999, at_most=20),
-            Goal("neither answered nor refused", measure.lost, at_most=0, short=0),
+            Goal("p99.9 of errors, ms", measure.error_p999, at_most=20),
+            Goal("requests without any answer", measure.unanswered, at_most=0, short=0),
             Goal("seconds until all is right again", measure.seconds_to_all_right, at_most=1.5, short=6),
         ),
         load=0.2,

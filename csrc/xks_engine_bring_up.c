@@ -197,6 +197,7 @@ bool xks_engine_reset_module(engine_partition *partition)
         if (other->module == module) {
             pthread_mutex_lock(&other->lock);
             other->frozen = false;
+            xks_engine_wake_all_workers_locked(other);
             if (status == XKS_OK) {
                 other->valid_epoch = other->epoch + 1;
                 other->keeper_session_gone = true;

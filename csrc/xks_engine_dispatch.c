@@ -6,8 +6,9 @@
 #include "xks_clock.h"
 #include <string.h>
 
-/* A job is let wait for at most this part of the time it has left, so that what is estimated too low is still answered in time. */
-#define WAIT_PART 0.6
+/* A job is let wait if wait and call will take at most this part of the time it has left, so that what is estimated too low is still
+ * answered in time: one that is not has cost the HSM a call for nothing. */
+#define WAIT_PART 0.7
 /* Members whose oldest call is out for longer than this do not answer: it is the HSM that is late, not we that are overloaded. */
 #define SILENT_NS 60000000U
 #define LOOK_FOR_LOST_NS 100000000U
@@ -138,8 +139,8 @@ static xks_status admit(xks_engine *engine, xks_job *job, placement placed, uint
     if (engine->waiting >= engine->config.max_queued) {
         return XKS_BUSY;
     }
-    if (placed == WAITS_FOR_ROOM &&
-        (double)xks_router_wait_ns(engine->router, group->members, group->waiting, now) > longest) {
+    double wait = (double)xks_router_wait_ns(engine->router, group->members, group->waiting, now);
+    if (placed == WAITS_FOR_ROOM && wait + (double)xks_router_call_ns(engine->router, group->members, now) > longest) {
         return is_silent(engine, group->members, now) ? XKS_TIMEOUT : XKS_BUSY;
     }
     xks_engine_wait(engine, job, XKS_ROUTE_FIRST);
@@ -188,7 +189,7 @@ xks_status xks_engine_submit(xks_engine *engine, xks_job *job)
  * work). Only when that one makes no progress is another woken. */
 static uint32_t workers_to_wake_locked(const engine_partition *partition)
 {
-    if (partition->queued == 0 || partition->service_ns >= XKS_FAST_CALL_NS) {
+    if (partition->queued == 0 || partition->quick_ns >= XKS_FAST_CALL_NS) {
         return partition->queued;
     }
     bool progressing = xks_monotonic_ns() - partition->last_progress_ns < XKS_STALLED_NS;

@@ -107,6 +107,9 @@ uint64_t xks_router_hedge_delay_ns(const xks_router *router, uint32_t partition)
  * when no member is in service. */
 uint64_t xks_router_wait_ns(xks_router *router, uint64_t members, uint32_t waiting, uint64_t now);
 
+/* How long a call takes from hand-over to return when its partition is as full as it may be: the longest of these members. */
+uint64_t xks_router_call_ns(xks_router *router, uint64_t members, uint64_t now);
+
 /* --- explaining */
 
 typedef enum xks_route_reason {

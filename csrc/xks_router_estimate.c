@@ -33,6 +33,8 @@
 /* A thread's hand-over and return take tens of us: work for this long waits in front of a token that is faster. */
 #define PREFETCH_NS UINT64_C(200000)
 #define MAX_PREFETCH 256
+/* What would queue inside a token for longer than this waits outside, where it can still go elsewhere or be refused in time. */
+#define INSIDE_NS ((double)(40 * XKS_MS_NS))
 
 static double within(double value, double least, double most)
 {
@@ -60,6 +62,10 @@ void xks_router_set_limit(router_partition *p)
     if (limit > 0 && quickest < PREFETCH_NS && p->pace_ns > 0) {
         double ahead = (double)(PREFETCH_NS - quickest) / p->pace_ns;
         limit += ahead < MAX_PREFETCH ? (uint32_t)ahead + 1 : MAX_PREFETCH;
+    }
+    if (p->concurrency_known && p->median_ns > 0) {
+        double inside = within(p->concurrency * (1 + INSIDE_NS / p->median_ns), MIN_CONCURRENCY, XKS_ROUTER_MAX_CALLS);
+        limit = limit < (uint32_t)inside ? limit : (uint32_t)inside;
     }
     uint32_t slots = XKS_ROUTER_MAX_CALLS - p->written_off;
     p->limit = limit < slots ? limit : slots;
@@ -230,4 +236,17 @@ uint64_t xks_router_wait_ns(xks_router *router, uint64_t members, uint32_t waiti
         return 0;
     }
     return (uint64_t)((double)(waiting + 1 - room) / (capacity > 0 ? capacity : stalled_capacity));
+}
+
+uint64_t xks_router_call_ns(xks_router *router, uint64_t members, uint64_t now)
+{
+    double longest = 0;
+    for (uint64_t left = members & router->serving; left != 0; left &= left - 1) {
+        const router_partition *p = &router->partitions[router_first(left)];
+        bool on_trial;
+        double queue = (double)p->limit * p->per_concurrency;
+        double call = router_expected_ns(p, now, &on_trial) * (queue > 1 ? queue : 1);
+        longest = call > longest ? call : longest;
+    }
+    return (uint64_t)longest;
 }
