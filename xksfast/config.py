@@ -316,7 +316,9 @@ def _check_partitions(config: Config, problems: Problems) -> None:
     tokens: dict[tuple[str, str, object], str] = {}
     sites = {partition.site for partition in config.partitions.values() if partition is not None}
     if config.routing.site and config.partitions and config.routing.site not in sites:
-        problems.add("routing.site", f"no partition has the site {config.routing.site!r}{nearest(config.routing.site, sites - {''})}")
+        problems.add(
+            "routing.site", f"no partition has the site {config.routing.site!r}{nearest(config.routing.site, sites - {''})}"
+        )
     for name, partition in config.partitions.items():
         if partition is None:
             continue

@@ -145,10 +145,10 @@ def _convert(info: inspect.Type, value: Any, key: str, problems: Problems) -> An
             bounds = f" from {low} to {high}" if high is not None else ""
             return _wrong(problems, key, f"expected a whole number{bounds}, got {_shown(value)}")
         case inspect.FloatType():
-            low, high = info.ge, info.le
-            if type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high):
+            least, most = info.ge, info.le
+            if type(value) in (int, float) and (least is None or value >= least) and (most is None or value <= most):
                 return float(value)
-            bounds = f" from {low} to {high}" if high is not None else ""
+            bounds = f" from {least} to {most}" if most is not None else ""
             return _wrong(problems, key, f"expected a number{bounds}, got {_shown(value)}")
         case inspect.StrType():
             return value if isinstance(value, str) else _wrong(problems, key, f"expected text, got {_shown(value)}")

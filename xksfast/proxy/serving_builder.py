@@ -44,7 +44,10 @@ class PreparedTable:
             self._tickets.extend((source, ticket) for ticket in tickets)
 
     def finish(self) -> ServingTable:
-        """The table, after the sources have settled. `problems` then names each key that cannot be served, `notes` those that only some partitions serve."""
+        """The table, after the sources have settled.
+
+        `problems` then names each key that cannot be served, `notes` those that only some partitions serve.
+        """
         stores = []
         for store in self.snapshot.key_stores:
             source = self._source(store)
