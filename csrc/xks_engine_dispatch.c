@@ -26,6 +26,7 @@ static void hedge(xks_engine *engine, xks_job *job, uint64_t now)
     second->owner = job->owner;
     second->submitted_ns = job->submitted_ns;
     second->route.tried = job->route.tried;
+    second->route.avoided = job->route.avoided;
     second->route.key_generation = job->route.key_generation;
     second->route.check_elsewhere = job->route.check_elsewhere;
     second->route.check_of = job->route.check_of;

@@ -187,7 +187,8 @@ placement xks_engine_choose(xks_engine *engine, const xks_job *job, xks_route_pu
     xks_route_request request = {
         .members = group->members,
         .usable = usable_members(engine, group->members, job->key, &pending),
-        .tried = job->route.tried,
+        /* A hedge may go where the check was not wanted: better a proof by the same partition than none in time. */
+        .tried = purpose == XKS_ROUTE_HEDGE ? job->route.tried : job->route.tried | job->route.avoided,
         .local = group->local,
         .remaining_ns = job->deadline_ns > now ? job->deadline_ns - now : 0,
         .purpose = purpose,

@@ -69,7 +69,7 @@ static void start_check(xks_engine *engine, xks_job *job, uint64_t now)
     check->route.check_of = job;
     check->route.key_generation = job->route.key_generation;
     /* The first check is for another partition; a second one, which tells whose fault it was, for any but the one that doubts. */
-    check->route.tried = (uint64_t)1 << (job->route.failed_checks == 0 ? job->partition : job->route.first_doubt);
+    check->route.avoided = (uint64_t)1 << (job->route.failed_checks == 0 ? job->partition : job->route.first_doubt);
     engine->totals.checks_elsewhere++;
     switch (xks_engine_place(engine, check, XKS_ROUTE_CHECK, now, &why)) {
     case PLACED:
@@ -231,8 +231,8 @@ static void settle(xks_engine *engine, xks_job *job, uint64_t now)
         settle_unavailable(engine, job, now);
         return;
     }
-    if (job->status == XKS_OK && job->finished_ns > job->deadline_ns) {
-        job->status = XKS_TIMEOUT;
+    if (job->status == XKS_OK && now > job->deadline_ns) {
+        job->status = XKS_TIMEOUT; /* nobody waits for it any more */
     }
     if (job->status == XKS_OK && job->route.check_elsewhere) {
         start_check(engine, job, now);

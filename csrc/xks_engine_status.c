@@ -19,17 +19,17 @@ void xks_engine_announce(xks_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
-static bool is_settled(xks_engine *engine)
+uint64_t xks_engine_unsettled(xks_engine *engine)
 {
-    bool settled = true;
-    for (uint32_t i = 0; i < engine->partition_count && settled; i++) {
+    uint64_t unsettled = 0;
+    for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
         int state = atomic_load(&partition->state);
-        settled = state != XKS_PARTITION_STARTING && (state != XKS_PARTITION_READY || partition->keys_pending == 0);
+        unsettled += state == XKS_PARTITION_STARTING ? 1 : state == XKS_PARTITION_READY ? partition->keys_pending : 0;
         pthread_mutex_unlock(&partition->lock);
     }
-    return settled;
+    return unsettled;
 }
 
 xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns)
@@ -38,7 +38,7 @@ xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns)
     struct timespec until = {(time_t)(until_ns / 1000000000U), (long)(until_ns % 1000000000U)};
     xks_status status = XKS_OK;
     pthread_mutex_lock(&engine->lock);
-    while (!is_settled(engine)) {
+    while (xks_engine_unsettled(engine) > 0) {
         if (pthread_cond_timedwait(&engine->settled, &engine->lock, &until) == ETIMEDOUT) {
             status = XKS_TIMEOUT;
             break;

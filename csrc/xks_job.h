@@ -38,6 +38,7 @@ typedef struct xks_job_route {
     struct xks_job *check_of;  /* this is the check decrypt of that job */
     void *waits_in;            /* the group in which it waits; NULL: it does not */
     uint64_t tried;            /* partitions that had it, by bit */
+    uint64_t avoided;          /* and those that a check decrypt shall leave to others if it can */
     uint64_t handed_over_ns;
     uint32_t call;             /* the router's number of the call */
     uint32_t key_generation;

@@ -46,7 +46,7 @@ typedef enum xks_route_purpose {
     XKS_ROUTE_FIRST = 0,
     XKS_ROUTE_RETRY = 1, /* of a partition's fault; taken from the retry budget */
     XKS_ROUTE_HEDGE = 2, /* a second call beside one that is slow; only to spare capacity, taken from the hedge budget */
-    XKS_ROUTE_CHECK = 3  /* a check decrypt: never counted against a budget */
+    XKS_ROUTE_CHECK = 3  /* a check decrypt: never counted against a budget; goes to a tried partition when no other answers now */
 } xks_route_purpose;
 
 typedef struct xks_route_request {

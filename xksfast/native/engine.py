@@ -249,18 +249,21 @@ class Engine:
         """The opposite of key_add."""
         lib.xks_engine_key_remove(self.pointer, key)
 
-    def wait_settled(self, timeout_s: float) -> bool:
-        """Block until every partition and key has been looked at; False when that takes longer or the engine is closed.
+    def wait_settled(self, patience_s: float) -> bool:
+        """Block until every partition and key has been looked at; False when nothing has moved for patience_s, or after close().
 
         It waits in slices, so that close() in another thread never frees what this one still looks at.
         """
-        deadline = monotonic() + timeout_s
+        least, deadline = None, monotonic() + patience_s
         while monotonic() < deadline:
             with self._waiting:
                 if self._closing:
                     return False
                 if lib.xks_engine_wait_settled(self.pointer, WAIT_SLICE_NS) == lib.XKS_OK:
                     return True
+                unsettled = lib.xks_engine_unsettled(self.pointer)
+            if least is None or unsettled < least:
+                least, deadline = unsettled, monotonic() + patience_s
         return False
 
     def partition_status(self, partition: int) -> PartitionStatus:

@@ -39,7 +39,7 @@ from xksfast.proxy.worker_report import LoopLag, make_report
 
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
-SETTLE_TIMEOUT_S = 15.0
+SETTLE_PATIENCE_S = 15.0  # without any key or partition having been found
 MAX_NOTES = 100  # a partition that is out concerns every key: the first of them tell enough
 RELEASE_AFTER_S = 30.0  # far above any request's deadline
 
@@ -171,9 +171,9 @@ class Worker:
         prepared.begin()
         if self._tokens:
             engine = self._tokens.engine
-            settled = await self._loop.run_in_executor(None, engine.wait_settled, SETTLE_TIMEOUT_S)
+            settled = await self._loop.run_in_executor(None, engine.wait_settled, SETTLE_PATIENCE_S)
             if not settled:
-                self._log.warning("tokens_not_settled", after_s=SETTLE_TIMEOUT_S)
+                self._log.warning("tokens_not_settled", after_s=SETTLE_PATIENCE_S)
             refusals = self._tokens.refusals()
             if refusals and not self._ready:
                 self._supervisor.send(messages.WorkerRefused(problems=tuple(refusals)))
