@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of two partitions behind `xksfast serve`: two SoftHSM directories as two HSMs, and one of them going wrong. Faults by the shim."""
+"""Groups of two partitions behind `xksfast serve`: two SoftHSM directories as two HSMs, and one going wrong. Faults by the shim."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.client import Client, b64
-from tests.servers import Process, wait_until
+from tests.servers import wait_until
 from tests.setups import SOFTHSM, Setup
 from xksfast.rehearsal.control import FaultControl, shim_path
 from xksfast.rehearsal.latency import fixed_ms
