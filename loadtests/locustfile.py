@@ -44,8 +44,8 @@ DRAIN_INTERVAL_S = 1.0
 # itself. For a message of the master may be noticed as late as with the worker's next heartbeat, a second later, and a shape that has
 # ended makes locust judge (test_stop) before it says anything to the workers.
 START_MESSAGE, STARTING_MESSAGE, FINISHED_MESSAGE = "xksfast_start", "xksfast_starting", "xksfast_finished"
-START_DELAY_S = 2.0  # for users to open their connections
-SPAWN_TIMEOUT_S, START_TIMEOUT_S, FINISH_TIMEOUT_S = 20.0, 4.0, 5.0
+START_DELAY_S = 1.0  # for users to open their connections
+SPAWN_TIMEOUT_S, START_TIMEOUT_S, FINISH_TIMEOUT_S = 20.0, 3.0, 3.0
 REPEAT_S = 0.5
 # A worker on a busy machine is not dead after locust's 3 s: the master would end the run.
 runners.HEARTBEAT_LIVENESS = 15
@@ -72,6 +72,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("report-dir", "where report.html and series.json go", default="loadtests/results", include_in_web_ui=False)
     add("status-url", "the health listener, http://host:port, for the share of each partition", default="")
     add("server-pid", "a local worker whose memory is sampled", type=int, default=0)
+    add("no-pictures", report.NO_PICTURES_HELP, action="store_true", include_in_web_ui=False)
     faults.add_options(add)
 
 
@@ -126,6 +127,7 @@ class LoadTest:
     def begin_schedule(self, epoch_s: float) -> None:
         """The start is agreed: samples of the server, faults on time."""
         self.start_epoch_s = epoch_s
+        log.info("the schedule begins in %.1f s", epoch_s - time.time())
         self._helpers.append(
             gevent.spawn(sampling.sample, self.series, self.options.status_url, self.options.server_pid, epoch_s)
         )
@@ -157,12 +159,13 @@ class LoadTest:
         if silent or not workers:
             self.lost = f"workers that did not answer the start: {', '.join(silent) or 'there are none'}"
             log.error("%s", self.lost)
-            gevent.spawn(runner.quit)
             return
         self.begin_schedule(epoch_s)
 
     def over(self) -> bool:
         """Whether locust may stop the users: the schedule is over, and every worker has told its outcomes or had time to."""
+        if self.lost:
+            return True
         if not self.start_epoch_s:
             return False
         late_s = time.time() - self.start_epoch_s - self.seconds - DRAIN_S
@@ -216,7 +219,8 @@ class LoadTest:
                 generator="locust",
                 segments=[(segment.seconds, segment.from_rps, segment.to_rps) for segment in self.arrivals.segments],
             ),
-            self.lost,
+            lost=self.lost,
+            pictures=not self.options.no_pictures,
         )
 
     @staticmethod

@@ -45,7 +45,7 @@ class _Plan:
     arrivals: Arrivals
     slo: Slo
     mix: dict[str, int]
-    fault: argparse.Namespace  # fault, fault_slot, fault_control
+    more: argparse.Namespace  # fault, fault_slot, fault_control, no_pictures
 
 
 def run(served: Served, options: argparse.Namespace, rest: list[str]) -> int:
@@ -96,7 +96,7 @@ def run(served: Served, options: argparse.Namespace, rest: list[str]) -> int:
         generator="open loop",
         segments=[(segment.seconds, segment.from_rps, segment.to_rps) for segment in plan.arrivals.segments],
     )
-    return report.conclude(Path(options.report_dir), series, plan.slo, conditions)
+    return report.conclude(Path(options.report_dir), series, plan.slo, conditions, pictures=not plan.more.no_pictures)
 
 
 def _plan(served: Served, options: argparse.Namespace, rest: list[str]) -> _Plan:
@@ -106,6 +106,7 @@ def _plan(served: Served, options: argparse.Namespace, rest: list[str]) -> _Plan
         parser.add_argument(f"--{name}", help=text, **more)  # type: ignore[arg-type]
 
     add_slo_options(add)
+    add("no-pictures", report.NO_PICTURES_HELP, action="store_true")
     faults.add_options(add)
     add("arrivals", "as with locust", choices=["constant", "poisson"], default="poisson")
     add("schedule-seed", "of Poisson arrivals", type=int, default=1)
@@ -155,7 +156,7 @@ def _meanwhile(plan: _Plan, series: Series, served: Served) -> Callable[[int], N
         start_epoch_s = time.time() + (start_ns - time.monotonic_ns()) / 1e9
         helpers = [gevent.spawn(sampling.sample, series, served.status_url, served.worker_pid, start_epoch_s)]
         if plan.profile.fault is not None:
-            steps = faults.plan(plan.fault, plan.profile.fault, plan.arrivals.seconds)
+            steps = faults.plan(plan.more, plan.profile.fault, plan.arrivals.seconds)
             helpers.append(gevent.spawn(faults.carry_out, steps, series, start_epoch_s))
         gevent.sleep(max(0.0, start_epoch_s + plan.arrivals.seconds - time.time()))
         gevent.killall(helpers)

@@ -13,6 +13,7 @@ from typing import Any
 from loadtests.series import QUANTILES, UNANSWERED, Bucket, Series
 from loadtests.slo import Result, Slo, Verdict, table
 
+NO_PICTURES_HELP = "report.html without its pictures, which take seconds to draw"
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .9rem;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}.met{color:#18722f}.missed{color:#b3261e;font-weight:600}svg{width:100%;height:auto}
@@ -34,11 +35,13 @@ class Conditions:
     segments: list[tuple[float, float, float]]
 
 
-def conclude(directory: Path, series: Series, slo: Slo, conditions: Conditions, lost: str = "") -> int:
+def conclude(
+    directory: Path, series: Series, slo: Slo, conditions: Conditions, *, lost: str = "", pictures: bool = True
+) -> int:
     """Judge, print, write the report; the exit code. lost: which generators told nothing, "" for none: then the run has failed."""
     verdicts = slo.judge(series.total)
     result, reason = (Result.MISSED, lost) if lost else slo.result(verdicts, series)
-    files = write(directory, series, verdicts, conditions, result, reason)
+    files = write(directory, series, verdicts, conditions, result, reason, pictures)
     answered = series.total.requests - series.total.failures[UNANSWERED]
     print(table(verdicts, series.total))
     print(f"{'CPU of the generator':26} {series.generator_cpu_s / max(1, answered) * 1e6:.0f} us a request")
@@ -49,14 +52,21 @@ def conclude(directory: Path, series: Series, slo: Slo, conditions: Conditions, 
 
 
 def write(
-    directory: Path, series: Series, verdicts: list[Verdict], conditions: Conditions, result: Result, reason: str
+    directory: Path,
+    series: Series,
+    verdicts: list[Verdict],
+    conditions: Conditions,
+    result: Result,
+    reason: str,
+    pictures: bool,
 ) -> tuple[Path, Path]:
     """Write report.html and series.json; their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     page, data = directory / "report.html", directory / "series.json"
     facts = {**document(series, verdicts, conditions), "result": result.text, "reason": reason}
     data.write_text(json.dumps(facts, indent=1) + "\n")
-    page.write_text(_page(series, verdicts, conditions, result, reason))
+    drawn = _drawn(series, conditions) if pictures else []
+    page.write_text(_page(series, verdicts, conditions, result, reason, drawn))
     return page, data
 
 
@@ -83,9 +93,15 @@ def summary(bucket: Bucket) -> dict[str, Any]:
     return {"requests": bucket.requests, "failures": dict(bucket.failures), **bucket.quantiles()}
 
 
-def _page(series: Series, verdicts: list[Verdict], conditions: Conditions, result: Result, reason: str) -> str:
+def _drawn(series: Series, conditions: Conditions) -> list[str]:
     from loadtests.pictures import draw  # matplotlib takes seconds to import: not in a generator's way
 
+    return [_figure(svg, caption) for svg, caption in draw(series, conditions.segments)]
+
+
+def _page(
+    series: Series, verdicts: list[Verdict], conditions: Conditions, result: Result, reason: str, drawn: list[str]
+) -> str:
     title = html.escape(conditions.profile)
     facts = (
         f"{conditions.rps:g} requests/s at most, {conditions.seconds:.0f} s, {conditions.arrivals} arrivals, "
@@ -100,7 +116,7 @@ def _page(series: Series, verdicts: list[Verdict], conditions: Conditions, resul
         _bucket_table(series),
         "<p>Scheduled latency runs from the moment a request was due; service time from the moment it was sent. The difference is the "
         "generator's lateness: no connection was free, or the generator itself was busy.</p>",
-        *(_figure(svg, caption) for svg, caption in draw(series, conditions.segments)),
+        *drawn,
         _failure_table(series.total),
         "</html>",
     ]
