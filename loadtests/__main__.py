@@ -19,6 +19,7 @@ from pathlib import Path
 
 from loadtests import servers
 from loadtests.profiles import DEFAULT_RPS, PROFILES, parse_duration
+from loadtests.target import ENVIRONMENT
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 
@@ -70,8 +71,8 @@ def _defaults() -> str:
 
 @contextmanager
 def _server(options: argparse.Namespace) -> Iterator[servers.Served]:
-    if options.target:
-        yield servers.Served(Path(options.target), options.status_url)
+    if options.target or ENVIRONMENT["url"] in os.environ:
+        yield servers.Served(Path(options.target) if options.target else None, options.status_url)
     elif PROFILES[options.profile].fault is not None:
         with servers.partitions() as served:
             yield served
@@ -82,7 +83,7 @@ def _server(options: argparse.Namespace) -> Iterator[servers.Served]:
 
 def _locust_command(served: servers.Served, options: argparse.Namespace, rest: list[str]) -> list[str]:
     command = [
-        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--target", str(served.target_file), "--load-profile", options.profile,
+        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--target", served.target_argument, "--load-profile", options.profile,
         "--rps", str(options.rps), "--duration", options.duration, "--connections", str(options.connections),
         "--report-dir", options.report_dir, "--status-url", served.status_url, "--server-pid", str(served.worker_pid),
     ]  # fmt: skip

@@ -51,7 +51,7 @@ class _Plan:
 def run(served: Served, options: argparse.Namespace, rest: list[str]) -> int:
     """Load, judge, report; the exit code."""
     plan = _plan(served, options, rest)
-    target, key = read_target(str(served.target_file))
+    target, key = read_target(served.target_argument)
     if not target.url.startswith("http://"):
         raise ValueError("the open-loop generator speaks plain HTTP only: use locust for TLS")
     conversation, connection, signer = Conversation(key, plan.mix), Connection(target, 2.0), Signer(target)

@@ -18,15 +18,22 @@ from bench.processes import xksfast_dev
 
 @dataclass(frozen=True)
 class Served:
-    """target_file: what `xksfast dev --json` prints; status_url: the health listener; worker_pid: 0 for a server elsewhere.
+    """target_file: what `xksfast dev --json` prints, None when the environment says it all (target.py).
+
+    status_url: the health listener; worker_pid: 0 for a server elsewhere.
 
     fault_control: the fault shim's control file, "" when there is none.
     """
 
-    target_file: Path
+    target_file: Path | None
     status_url: str = ""
     worker_pid: int = 0
     fault_control: str = ""
+
+    @property
+    def target_argument(self) -> str:
+        """For --target and read_target."""
+        return str(self.target_file or "")
 
 
 @contextmanager
