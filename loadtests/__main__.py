@@ -91,7 +91,8 @@ def _locust_command(served: servers.Served, options: argparse.Namespace, rest: l
         command += ["--fault-control", served.fault_control]
     command += ["--web-host", "127.0.0.1"] if options.web else ["--headless", "--only-summary"]
     if options.processes:
-        command += ["--processes", str(options.processes)]
+        port = str(servers.free_port())  # locust's own would be another run's
+        command += ["--processes", str(options.processes), "--master-bind-port", port, "--master-port", port]
     return [*command, *rest]
 
 

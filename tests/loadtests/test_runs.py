@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +94,30 @@ def test_two_workers_share_one_schedule_and_account_for_all_of_it(tmp_path: Path
     assert [second["requests"] for second in document["seconds"]] == [200] * 4, "both began at the same moment"
 
 
-@pytest.mark.parametrize(
-    ("moment", "reason"),
-    [("2 workers connected", "did not answer the start"), ("the schedule begins", "did not tell their last outcomes")],
-)
-def test_a_worker_that_is_lost_ends_with_1_and_is_named(tmp_path: Path, proxy: RunningProxy, moment: str, reason: str) -> None:
-    def kill_one_worker(load_test: subprocess.Popen[bytes], log: Path) -> None:
-        deadline = time.monotonic() + 30
-        while moment not in log.read_text():
-            assert load_test.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        (master,) = children(load_test.pid, "locustfile")
-        os.kill(children(master, "locustfile")[0], signal.SIGKILL)
+def test_a_worker_that_is_lost_ends_with_1_and_is_named(tmp_path: Path, proxy: RunningProxy) -> None:
+    def lose_one_worker(name: str, moment: str) -> tuple[int, str]:
+        def kill(load_test: subprocess.Popen[bytes], log: Path) -> None:
+            deadline = time.monotonic() + 30
+            while moment not in log.read_text():
+                assert load_test.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            (master,) = children(load_test.pid, "locustfile")
+            os.kill(children(master, "locustfile")[0], signal.SIGKILL)
 
-    code, output = run(tmp_path, proxy.ready, "--processes", "2", "--duration", "1", during=kill_one_worker)
-    assert code == 1, output
-    assert reason in series(tmp_path)["reason"]
+        (tmp_path / name).mkdir()
+        return run(tmp_path / name, proxy.ready, "--processes", "2", "--duration", "1", during=kill)
+
+    with ThreadPoolExecutor() as pool:  # both wait most of the time
+        early = pool.submit(lose_one_worker, "early", "2 workers connected")
+        late = pool.submit(lose_one_worker, "late", "the schedule begins")
+    for lost, name, reason in (
+        (early, "early", "did not answer the start"),
+        (late, "late", "did not tell their last outcomes"),
+    ):
+        code, output = lost.result()
+        assert code == 1, output
+        assert reason in series(tmp_path / name)["reason"], output
 
 
 def test_a_server_that_is_too_slow_is_to_blame_itself(tmp_path: Path, proxy: RunningProxy) -> None:
@@ -131,15 +139,15 @@ def test_a_generator_that_cannot_keep_up_ends_with_3_and_blames_itself(tmp_path:
     assert "generator late" in (tmp_path / "report" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("mix", ["GenerateDataKey=1", "Encrypt=1,Decrypt=3"])
-def test_a_server_that_alters_a_ciphertext_is_noticed(tmp_path: Path, proxy: RunningProxy, mix: str) -> None:
+def test_a_server_that_alters_ciphertexts_is_noticed(tmp_path: Path, proxy: RunningProxy) -> None:
+    mix = ("--mix", "GenerateDataKey=1,Encrypt=1,Decrypt=3")
     with altering_proxy(proxy.ready["url"], every=5) as between:
-        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, "--duration", "1", locust=(*LOOSE, "--mix", mix))
+        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, locust=(*LOOSE, *mix))
     failures = series(tmp_path)["total"]["failures"]
     assert code == 1, output
     # a data key's CDIV does not fit; a ciphertext without CDIV is found out when it is decrypted
-    noticed = f"{WRONG}: GenerateDataKey" if mix.startswith("Gen") else f"{WRONG}: Decrypt"
-    assert any(name.startswith(noticed) and count > 0 for name, count in failures.items()), failures
+    for noticed in (f"{WRONG}: GenerateDataKey", f"{WRONG}: Decrypt"):
+        assert any(name.startswith(noticed) and count > 0 for name, count in failures.items()), failures
 
 
 def test_a_server_that_is_not_there_is_a_failure_of_every_request(tmp_path: Path, proxy: RunningProxy) -> None:
