@@ -91,5 +91,5 @@ lock: $(VENV)/installed-dev ## resolve the dependencies of pyproject.toml anew
 	  --all-build-deps --extra dev -o requirements-dev.lock pyproject.toml
 
 clean: ## everything that was built
-	@rm -rf build $(VENV) bench/results loadtests/results loadtests/build xksfast.egg-info
+	@rm -rf build $(VENV) bench/results loadtests/results xksfast.egg-info
 	@find xksfast -name '*.so' -delete

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* open_loop.c - sends pre-signed HTTP/1.1 requests when a schedule says so, and writes down what became of each.
  *
- * usage: open_loop PORT ARRIVALS RATE SECONDS START_NS CONNECTIONS MAX_CONNECTIONS SEED SPIN REQUESTS RECORDS
+ * usage: open_loop ADDRESS:PORT ARRIVALS RATE SECONDS START_NS CONNECTIONS MAX_CONNECTIONS SEED SPIN REQUESTS RECORDS
  *
  * An open loop: the schedule decides when a request is due, not the answer to the one before, and latency counts from that moment.
  * So a server that stops for a second shows a second's worth of late answers, where a closed loop (wrk) shows one per connection.
  * No Debian package does Poisson arrivals with a record per request (wrk is closed, h2load paces but keeps percentiles only), and
  * none sends a mix with an expected status each.
  *
- * ARRIVALS:  constant | poisson | closed (RATE is ignored: each connection sends as soon as it was answered)
+ * ADDRESS:   of IPv4, as four numbers
+ * ARRIVALS:  constant | poisson | closed (each connection sends as soon as it was answered) | @FILE (native uint64_t, ascending:
+ *            nanoseconds after START_NS). RATE counts for the first two only.
  * START_NS:  CLOCK_MONOTONIC at which the first second begins, so that whoever injects faults has the same clock; 0: now
  * SPIN:      1: never sleep, for the last microseconds; 0: sleep until something is due or arrives
  * REQUESTS:  for each request a line "KIND WEIGHT FROM_S SAMPLE LENGTH", LENGTH bytes, a newline. Of the requests whose FROM_S is not
@@ -16,8 +18,8 @@
  *            SAMPLE: keep every so many-th 200 answer's body; 0: none.
  * RECORDS:   a header and one `record` per request, in the order in which they were due; then the sampled answers.
  *
- * One thread; one request at a time on a connection. A connection that the server closed is opened again; its request has status 1.
- * What is not answered GRACE_NS after the last one was due has status 0.
+ * One thread; one request at a time on a connection. A connection that the server closed is opened again; its request has status 1. Nobody
+ * who listens is an error before the start; later it is what became of the requests, and each of them tries to connect anew. What is not answered GRACE_NS after the last one was due has status 0.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -42,7 +44,7 @@
 #define MAX_REQUESTS 4096
 #define MAX_REQUEST_BYTES 131072 /* less than a socket buffer: one send takes all of it */
 #define ANSWER_BYTES 65536
-#define MAX_SAMPLES 256
+#define MAX_SAMPLES 1024
 #define STATUS_NO_ANSWER 0
 #define STATUS_BROKEN 1
 #define NOBODY UINT64_MAX
@@ -71,7 +73,7 @@ typedef struct sample {
 } sample;
 
 typedef struct connection {
-    int fd;
+    int fd; /* -1: closed until it is needed */
     bool connecting;
     uint64_t record; /* NOBODY: free */
     uint32_t request;
@@ -80,7 +82,8 @@ typedef struct connection {
 } connection;
 
 typedef struct generator {
-    int epoll, port;
+    int epoll;
+    struct sockaddr_in server;
     request requests[MAX_REQUESTS];
     uint32_t request_count, set_first, set_count, total_weight;
     uint64_t start_ns, next_set_ns; /* next_set_ns: when the next set of requests holds */
@@ -90,6 +93,8 @@ typedef struct generator {
     record *records;
     uint64_t scheduled, sent, finished, capacity, opened;
     uint64_t arrivals, choices; /* states of two generators of random numbers, so that a seed gives one schedule */
+    const uint64_t *given;      /* a schedule of @FILE: `given_count` moments; else NULL */
+    uint64_t given_count;
     sample samples[MAX_SAMPLES];
     uint32_t sample_count, answers_200;
 } generator;
@@ -176,10 +181,8 @@ static uint32_t choose_request(generator *g)
 static void open_connection(generator *g, uint32_t number)
 {
     connection *c = &g->connections[number];
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)g->port)};
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u32 = number};
     int yes = 1;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->fd < 0 || setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) != 0) {
         die("socket");
@@ -187,7 +190,7 @@ static void open_connection(generator *g, uint32_t number)
     c->connecting = true;
     c->record = NOBODY;
     c->len = c->need = 0;
-    if (connect(c->fd, (struct sockaddr *)&address, sizeof address) == 0) {
+    if (connect(c->fd, (const struct sockaddr *)&g->server, sizeof g->server) == 0) {
         c->connecting = false;
     } else if (errno != EINPROGRESS) {
         die("connect");
@@ -208,20 +211,24 @@ static void finish(generator *g, connection *c, uint32_t status)
     g->finished++;
 }
 
-/* The server ended it: what was on the way counts as broken, and the connection is opened anew. */
+/* The server ended it: what was on the way counts as broken, and the connection is opened anew; if it was refused, only when needed. */
 static void broken(generator *g, uint32_t number)
 {
     connection *c = &g->connections[number];
-    bool was_idle = c->record == NOBODY && !c->connecting;
-    bool refused = c->connecting;
+    bool was_idle = c->record == NOBODY, refused = c->connecting; /* idle, connected or not yet */
     if (c->record != NOBODY) {
         finish(g, c, STATUS_BROKEN);
-    } else if (refused) {
-        fprintf(stderr, "open_loop: nobody listens on port %d\n", g->port);
+    } else if (refused && now_ns() < g->start_ns) {
+        fprintf(stderr, "open_loop: nobody listens on port %d\n", ntohs(g->server.sin_port));
         exit(1);
     }
     close(c->fd);
-    open_connection(g, number);
+    if (refused) {
+        c->fd = -1;
+        c->connecting = false;
+    } else {
+        open_connection(g, number);
+    }
     if (!was_idle) {
         g->idle[g->idle_count++] = number;
     }
@@ -251,6 +258,9 @@ static void send_due(generator *g)
             return;
         }
         connection *c = &g->connections[number];
+        if (c->fd < 0) {
+            open_connection(g, number);
+        }
         c->record = g->sent++;
         c->request = choose_request(g);
         g->records[c->record].kind = g->requests[c->request].kind;
@@ -361,6 +371,18 @@ static void schedule(generator *g, uint64_t due_ns)
     g->records[g->scheduled++] = (record){.due_ns = due_ns};
 }
 
+/* When the next request is due, after those that have been scheduled. */
+static uint64_t next_due_ns(generator *g, bool poisson, double rate, double *due_s)
+{
+    if (g->given != NULL) {
+        return g->scheduled < g->given_count ? g->start_ns + g->given[g->scheduled] : UINT64_MAX;
+    }
+    if (g->scheduled > 0) {
+        *due_s = poisson ? *due_s - log(next_unit(&g->arrivals)) / rate : (double)g->scheduled / rate;
+    }
+    return g->start_ns + (uint64_t)(*due_s * 1e9);
+}
+
 static void wait_and_handle(generator *g, uint64_t until_ns, bool spin)
 {
     struct epoll_event events[256];
@@ -381,11 +403,12 @@ static void run(generator *g, const char *arrivals, double rate, double seconds,
     bool closed = strcmp(arrivals, "closed") == 0, poisson = strcmp(arrivals, "poisson") == 0;
     uint64_t start_ns = g->start_ns, end_ns = start_ns + (uint64_t)(seconds * 1e9);
     double due_s = 0;
+    uint64_t due_ns = closed ? 0 : next_due_ns(g, poisson, rate, &due_s);
     while (now_ns() < start_ns) {
         wait_and_handle(g, start_ns, spin);
     }
     for (;;) {
-        uint64_t now = now_ns(), due_ns = start_ns + (uint64_t)(due_s * 1e9);
+        uint64_t now = now_ns();
         if (now >= g->next_set_ns) {
             choose_set(g, now);
         }
@@ -396,8 +419,7 @@ static void run(generator *g, const char *arrivals, double rate, double seconds,
         }
         while (!closed && due_ns <= now && due_ns < end_ns) {
             schedule(g, due_ns);
-            due_s = poisson ? due_s - log(next_unit(&g->arrivals)) / rate : (double)g->scheduled / rate;
-            due_ns = start_ns + (uint64_t)(due_s * 1e9);
+            due_ns = next_due_ns(g, poisson, rate, &due_s);
         }
         send_due(g);
         if (now >= end_ns && (g->finished == g->scheduled || now >= end_ns + GRACE_NS)) {
@@ -405,6 +427,42 @@ static void run(generator *g, const char *arrivals, double rate, double seconds,
         }
         wait_and_handle(g, !closed && due_ns < end_ns ? due_ns : end_ns + GRACE_NS, spin);
     }
+}
+
+static void read_schedule(generator *g, const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0) {
+        die(path);
+    }
+    long size = ftell(file);
+    rewind(file);
+    uint64_t *moments = size > 0 ? malloc((size_t)size) : NULL;
+    g->given_count = size > 0 ? (uint64_t)size / sizeof *moments : 0;
+    if (moments == NULL || fread(moments, sizeof *moments, g->given_count, file) != g->given_count) {
+        fprintf(stderr, "open_loop: %s: no schedule\n", path);
+        exit(1);
+    }
+    fclose(file);
+    g->given = moments;
+}
+
+static void read_server(generator *g, const char *text)
+{
+    char address[INET_ADDRSTRLEN];
+    const char *colon = strchr(text, ':');
+    size_t len = colon == NULL ? 0 : (size_t)(colon - text);
+    if (len > 0 && len < sizeof address) {
+        memcpy(address, text, len);
+        address[len] = 0;
+        g->server.sin_family = AF_INET;
+        g->server.sin_port = htons((uint16_t)atoi(colon + 1));
+        if (inet_pton(AF_INET, address, &g->server.sin_addr) == 1) {
+            return;
+        }
+    }
+    fprintf(stderr, "open_loop: %s is no ADDRESS:PORT\n", text);
+    exit(2);
 }
 
 static void write_records(const generator *g, const char *path)
@@ -435,7 +493,7 @@ int main(int argc, char **argv)
     }
     double rate = atof(argv[3]), seconds = atof(argv[4]);
     uint32_t warm = (uint32_t)strtoul(argv[6], NULL, 10);
-    g.port = atoi(argv[1]);
+    read_server(&g, argv[1]);
     g.max_connections = (uint32_t)strtoul(argv[7], NULL, 10);
     g.arrivals = strtoull(argv[8], NULL, 10);
     g.choices = ~g.arrivals;
@@ -444,6 +502,9 @@ int main(int argc, char **argv)
     }
     g.start_ns = strtoull(argv[5], NULL, 10);
     read_requests(&g, argv[10]);
+    if (argv[2][0] == '@') {
+        read_schedule(&g, argv[2] + 1);
+    }
     g.connections = calloc(g.max_connections, sizeof *g.connections);
     g.idle = calloc(g.max_connections, sizeof *g.idle);
     char *answers = malloc((size_t)g.max_connections * ANSWER_BYTES);

@@ -17,6 +17,7 @@ import datetime
 import json
 import math
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -42,7 +43,10 @@ KINDS = ("encrypt", "cdiv", "decrypt", "garbage")
 
 @dataclass(frozen=True)
 class Call:
-    """One request of a mix. expect: the status that is right for it. document: Encrypt's, to prove its answers with; else None."""
+    """One request of a mix. expect: the status that is right for it. document: Encrypt's, to prove its answers with; else None.
+
+    sampled: answers are kept for whoever calls Generator.send; those with a document are kept anyway.
+    """
 
     target: Target
     kind: str
@@ -52,11 +56,15 @@ class Call:
     weight: int = 1
     key: str = ""
     document: dict[str, object] | None = None
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much, when. arrivals: "constant", "poisson" or "closed". connections: open from the start; more are opened as needed."""
+    """How much, when. arrivals: "constant", "poisson" or "closed". connections: open from the start; more are opened as needed.
+
+    schedule: instead of rate and arrivals, the due times in seconds from the start, ascending. samples: answers to be kept, about.
+    """
 
     rate: float
     seconds: float
@@ -65,6 +73,13 @@ class Load:
     max_connections: int = 1500
     seed: int = 1
     spin: bool = False
+    schedule: Sequence[float] | None = None
+    samples: int = SAMPLES_WANTED
+
+    @property
+    def expected(self) -> float:
+        """Requests in all; "closed" knows no number."""
+        return len(self.schedule) if self.schedule is not None else self.rate * self.seconds
 
 
 @dataclass
@@ -238,17 +253,32 @@ class Generator:
         self.program = compile_generator(directory)
 
     def run(self, calls: Sequence[Call], load: Load, during: Callable[[int], None] | None = None) -> Run:
-        """Send `calls` as `load` says. during(start_ns) runs meanwhile and must be over when the load is.
+        """send(), then prove the sample: the server must decrypt it again. AssertionError when an answer was wrong."""
+        run, samples = self.send(calls, load, during)
+        for number, answer in samples:
+            call = calls[number]
+            assert call.document is not None
+            prove_answer(call.target, call.key, call.document, json.loads(answer), patience_s=PROOF_PATIENCE_S)
+        return run
 
-        Answers are sampled, and the server must decrypt them again afterwards: AssertionError when one was wrong.
+    def send(
+        self, calls: Sequence[Call], load: Load, during: Callable[[int], None] | None = None
+    ) -> tuple[Run, list[tuple[int, bytes]]]:
+        """Send `calls` as `load` says; what became of them, and a sample of (number of the call, body of a 200).
+
+        during(start_ns) runs meanwhile and must be over when the load is. RuntimeError when nobody listened at the start.
         """
-        requests, records = self.directory / "requests", self.directory / "records"
+        requests, records, schedule = (self.directory / name for name in ("requests", "records", "schedule"))
         self._write_requests(requests, calls, load)
+        arrivals = load.arrivals
+        if load.schedule is not None:
+            schedule.write_bytes(array.array("Q", (round(due * 1e9) for due in load.schedule)).tobytes())
+            arrivals = f"@{schedule}"
         start_ns = time.monotonic_ns() + 400_000_000
-        port = calls[0].target.url.rsplit(":", 1)[1]
         command = [
-            "taskset", "-c", str(CLIENT_CORE), str(self.program), port, load.arrivals, str(load.rate), str(load.seconds), str(start_ns),
-            str(load.connections), str(load.max_connections), str(load.seed), str(int(load.spin)), str(requests), str(records),
+            "taskset", "-c", str(CLIENT_CORE), str(self.program), _address(calls[0].target), arrivals, str(load.rate),
+            str(load.seconds), str(start_ns), str(load.connections), str(load.max_connections), str(load.seed), str(int(load.spin)),
+            str(requests), str(records),
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
@@ -261,27 +291,29 @@ class Generator:
                 process.wait()
         if process.returncode != 0:
             raise RuntimeError(f"the load generator failed: {problem}")
-        run, samples = _read_records(records, calls, load.seconds)
-        for number, answer in samples:
-            call = calls[number]
-            assert call.document is not None
-            prove_answer(call.target, call.key, call.document, answer, patience_s=PROOF_PATIENCE_S)
-        return run
+        return _read_records(records, calls, load.seconds)
 
     def _write_requests(self, path: Path, calls: Sequence[Call], load: Load) -> None:
         """Every call, signed once for each stretch of time that a signature lasts."""
         now = datetime.datetime.now(datetime.UTC)
-        every = max(1, int(load.rate * load.seconds / SAMPLES_WANTED)) if load.arrivals != "closed" else 5000
+        every = max(1, math.ceil(load.expected / load.samples)) if load.arrivals != "closed" else 5000
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             for from_s in range(0, max(1, math.ceil(load.seconds)), SIGNED_FOR_S):
                 at = now + datetime.timedelta(seconds=from_s)
                 for number, call in enumerate(calls):
                     raw = call.target.raw(call.path, call.body, at)
-                    sample = every if call.document is not None else 0
+                    sample = every if call.sampled or call.document is not None else 0
                     file.write(f"{number} {call.weight} {from_s} {sample} {len(raw)}\n".encode() + raw + b"\n")
 
 
-def _read_records(path: Path, calls: Sequence[Call], seconds: float) -> tuple[Run, list[tuple[int, dict[str, str]]]]:
+def _address(target: Target) -> str:
+    """ADDRESS:PORT of a plain HTTP key store, for the generator."""
+    host, _, port = target.url.removeprefix("http://").partition(":")
+    address = socket.getaddrinfo(host, int(port or 80), socket.AF_INET, socket.SOCK_STREAM)[0][4]
+    return f"{address[0]}:{address[1]}"
+
+
+def _read_records(path: Path, calls: Sequence[Call], seconds: float) -> tuple[Run, list[tuple[int, bytes]]]:
     data = path.read_bytes()
     magic, start_ns, _, count, sample_count, connections = HEADER.unpack_from(data)
     assert magic == b"xksopen1"
@@ -297,7 +329,7 @@ def _read_records(path: Path, calls: Sequence[Call], seconds: float) -> tuple[Ru
     for _ in range(sample_count):
         request, length = SAMPLE.unpack_from(data, end)
         end += SAMPLE.size
-        samples.append((request % len(calls), json.loads(data[end : end + length])))
+        samples.append((request % len(calls), data[end : end + length]))
         end += length
     return Run(start_ns, seconds, *columns, calls, connections), samples
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """make loadtest: start a proxy (or take one that runs elsewhere), load it, write the report; the exit code is the verdict.
 
-    python -m loadtests [--profile steady] [--rps 1800] [--duration 30s] [--generator locust|open-loop] [-- LOCUST OPTIONS]
+    python -m loadtests [--profile steady] [--rps 300] [--duration 30s] [--generator locust|open-loop] [-- LOCUST OPTIONS]
 
-0: the objectives were met. 1: missed. 2: wrong usage, or the server did not start.
+0: the objectives were met. 1: missed. 2: wrong usage, or the server did not start. 3: missed, but the generator itself came too late:
+the run says nothing about the server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loadtests import servers
-from loadtests.profiles import KEY_STORE_QUOTA_RPS, PROFILES, parse_duration
+from loadtests.profiles import DEFAULT_RPS, PROFILES, parse_duration
+from loadtests.target import ENVIRONMENT
 
 LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 
@@ -26,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one load test; its exit code."""
     options = _parser().parse_args(arguments)
     rest = options.locust_options[1:] if options.locust_options[:1] == ["--"] else options.locust_options
+    if options.rps is None:
+        options.rps = float(DEFAULT_RPS[options.generator])
     try:
         if options.duration:
             parse_duration(options.duration)
@@ -43,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtests", description="Load a proxy as KMS does and judge it.")
     parser.add_argument("--profile", choices=list(PROFILES), default="steady")
-    parser.add_argument("--rps", type=float, default=float(KEY_STORE_QUOTA_RPS), help="the highest rate of the profile")
+    parser.add_argument("--rps", type=float, help=f"the highest rate of the profile; by default {_defaults()}")
     parser.add_argument("--duration", default="", help="45, 10m, 8h; the profile's own by default")
     parser.add_argument("--generator", choices=["locust", "open-loop"], default="locust", help="open-loop: for the true tail")
     parser.add_argument("--connections", type=int, default=64)
@@ -61,10 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _defaults() -> str:
+    return ", ".join(f"{rps} with {generator}" for generator, rps in DEFAULT_RPS.items())
+
+
 @contextmanager
 def _server(options: argparse.Namespace) -> Iterator[servers.Served]:
-    if options.target:
-        yield servers.Served(Path(options.target), options.status_url)
+    if options.target or ENVIRONMENT["url"] in os.environ:
+        yield servers.Served(Path(options.target) if options.target else None, options.status_url)
     elif PROFILES[options.profile].fault is not None:
         with servers.partitions() as served:
             yield served
@@ -75,7 +83,7 @@ def _server(options: argparse.Namespace) -> Iterator[servers.Served]:
 
 def _locust_command(served: servers.Served, options: argparse.Namespace, rest: list[str]) -> list[str]:
     command = [
-        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--target", str(served.target_file), "--load-profile", options.profile,
+        sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--target", served.target_argument, "--load-profile", options.profile,
         "--rps", str(options.rps), "--duration", options.duration, "--connections", str(options.connections),
         "--report-dir", options.report_dir, "--status-url", served.status_url, "--server-pid", str(served.worker_pid),
     ]  # fmt: skip
@@ -83,7 +91,8 @@ def _locust_command(served: servers.Served, options: argparse.Namespace, rest: l
         command += ["--fault-control", served.fault_control]
     command += ["--web-host", "127.0.0.1"] if options.web else ["--headless", "--only-summary"]
     if options.processes:
-        command += ["--processes", str(options.processes)]
+        port = str(servers.free_port())  # locust's own would be another run's
+        command += ["--processes", str(options.processes), "--master-bind-port", port, "--master-port", port]
     return [*command, *rest]
 
 

@@ -16,6 +16,7 @@ from loadtests.series import Mark, Series
 FAULTS = ("dead", "hang", "slow", "errors")
 SLOW_TIMES = 10.0
 ERROR_PPM = 300_000
+NEEDS_CONTROL = "partition-failure needs --fault-control FILE, or the server that python -m loadtests starts"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sparse histogram of microseconds in the manner of HdrHistogram: ten significant bits, so a value is at most 0.1 % off.
 
-Ours, because recording is on the generator's path three times a request: 0.4 us here against 5 us and more of the hdrhistogram
-package, whose arrays moreover cost 20 KiB a second and series where these few dictionary entries cost one.
+Ours, because recording is on the generator's path six times a request: 0.68 us of CPU a value here, 3.2 us with the hdrhistogram
+package (1 us to 60 s, 3 digits; 100,000 log-normal values, both in one run), whose array takes 136 KiB where a second needs some
+dictionary entries.
 """
 
 from __future__ import annotations

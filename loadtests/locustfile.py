@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from loadtests import faults, report, sampling
 from loadtests.connection import Connection
 from loadtests.messages import DEFAULT_MIX, Question, Refused, WrongAnswer, parse_mix
-from loadtests.profiles import KEY_STORE_QUOTA_RPS, PROFILES, parse_duration
-from loadtests.run import START_DELAY_S, Generator, Start
-from loadtests.schedule import Arrivals, Segment
-from loadtests.series import KMS_LIMIT_MS, TOO_LATE, UNANSWERED, WRONG, Outcome, Series
-from loadtests.slo import add_slo_options, slo_of, table
+from loadtests.profiles import DEFAULT_RPS, PROFILES, parse_duration
+from loadtests.run import Generator, instructions
+from loadtests.schedule import Arrivals, Due
+from loadtests.series import KMS_LIMIT_MS, TOO_LATE, WRONG, Outcome, Series
+from loadtests.slo import add_slo_options, slo_of
 from loadtests.target import read_target
 
 DRAIN_S = 0.5  # after the last arrival; what is under way then has the stop time-out
 TIMEOUT_S = 2.0
 DRAIN_INTERVAL_S = 1.0
-START_MESSAGE, FINISHED_MESSAGE = "xksfast_start", "xksfast_finished"
-FINISH_TIMEOUT_S = 10.0
+# The master tells the start to workers whose users are there, until each has answered; in the end each tells its last outcomes by
+# itself. For a message of the master may be noticed as late as with the worker's next heartbeat, a second later, and a shape that has
+# ended makes locust judge (test_stop) before it says anything to the workers.
+START_MESSAGE, STARTING_MESSAGE, FINISHED_MESSAGE = "xksfast_start", "xksfast_starting", "xksfast_finished"
+START_DELAY_S = 1.0  # for users to open their connections
+SPAWN_TIMEOUT_S, START_TIMEOUT_S, FINISH_TIMEOUT_S = 20.0, 3.0, 3.0
+REPEAT_S = 0.5
 # A worker on a busy machine is not dead after locust's 3 s: the master would end the run.
 runners.HEARTBEAT_LIVENESS = 15
 log = logging.getLogger("xksfast.load")
@@ -57,7 +62,7 @@ def add_options(parser: LocustArgumentParser) -> None:
 
     add("target", "JSON file with url, credential and key, as `xksfast dev --json` prints", default="", include_in_web_ui=False)
     add("load-profile", "rate over time: " + ", ".join(PROFILES), choices=list(PROFILES), default="steady")
-    add("rps", "the highest rate of the profile", type=float, default=float(KEY_STORE_QUOTA_RPS))
+    add("rps", "the highest rate of the profile", type=float, default=float(DEFAULT_RPS["locust"]))
     add("duration", "such as 45, 10m, 8h; the profile's own by default", default="")
     add("arrivals", "even gaps, or as of many independent callers", choices=["constant", "poisson"], default="poisson")
     add("schedule-seed", "of Poisson arrivals", type=int, default=1)
@@ -67,6 +72,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     add("report-dir", "where report.html and series.json go", default="loadtests/results", include_in_web_ui=False)
     add("status-url", "the health listener, http://host:port, for the share of each partition", default="")
     add("server-pid", "a local worker whose memory is sampled", type=int, default=0)
+    add("no-pictures", report.NO_PICTURES_HELP, action="store_true", include_in_web_ui=False)
     faults.add_options(add)
 
 
@@ -78,9 +84,12 @@ class LoadTest:
         self.target, self.key = read_target(environment.parsed_options.target)
         self.generator: Generator | None = None
         self.started = gevent.event.Event()
+        self.spawned = gevent.event.Event()
         self.series = Series()
-        self.start_epoch_s = 0.0
-        self.workers_running = 0
+        self.start_epoch_s = 0.0  # 0: not agreed yet
+        self.starting: set[int] = set()  # workers that have answered the start message
+        self.unfinished: dict[int, str] = {}  # index -> id of workers that have not told their last outcomes
+        self.lost = ""  # why the run has failed, whatever was measured
         self.unjudged = False  # a run has begun and has no verdict yet
         self._helpers: list[gevent.Greenlet] = []
         self.configure()
@@ -98,37 +107,69 @@ class LoadTest:
         self.slo = slo_of(options)
         self.stopped_s: float | None = None
         if self.profile.fault is not None and not options.fault_control:
-            raise ValueError("partition-failure needs --fault-control FILE, or the server that python -m loadtests starts")
+            raise ValueError(faults.NEEDS_CONTROL)
 
-    def instructions(self, index: int, count: int) -> dict[str, Any]:
-        """What a worker has to know: the whole schedule and its share of it, so that its own options cannot differ."""
-        return {
-            "start": asdict(Start(self.start_epoch_s, index, count)),
-            "segments": [asdict(segment) for segment in self.arrivals.segments],
-            "poisson": self.arrivals.poisson,
-            "seed": self.arrivals.seed,
-            "mix": self.mix,
-        }
-
-    def begin_generating(self, instructions: dict[str, Any]) -> None:
-        """Give the users of this process their share of the schedule."""
-        segments = [Segment(**segment) for segment in instructions["segments"]]
-        arrivals = Arrivals(segments, instructions["poisson"], instructions["seed"])
-        self.generator = Generator(self.target, self.key, instructions["mix"], arrivals, Start(**instructions["start"]))
-        self.started.set()
+    def begin_generating(self, told: dict[str, Any]) -> None:
+        """Give the users of this process their share of the schedule; told twice, the second time is for nothing."""
+        if self.generator is None or self.generator.epoch_s != told["epoch_s"]:
+            self.generator = Generator(self.target, self.key, told)
+            self.started.set()
 
     def begin_reporting(self) -> None:
-        """In the process that writes the report: a new series, samples of the server, faults on time."""
+        """In the process that writes the report: a new series, and the options as they are now."""
         self.configure()
         self.unjudged = True
         self.series = Series()
-        self.start_epoch_s = time.time() + START_DELAY_S
-        self._helpers = [
-            gevent.spawn(sampling.sample, self.series, self.options.status_url, self.options.server_pid, self.start_epoch_s)
-        ]
+        self.start_epoch_s, self.lost = 0.0, ""
+        self.starting, self.unfinished = set(), {}
+        self._helpers = []
+
+    def begin_schedule(self, epoch_s: float) -> None:
+        """The start is agreed: samples of the server, faults on time."""
+        self.start_epoch_s = epoch_s
+        log.info("the schedule begins in %.1f s", epoch_s - time.time())
+        self._helpers.append(
+            gevent.spawn(sampling.sample, self.series, self.options.status_url, self.options.server_pid, epoch_s)
+        )
         if self.profile.fault is not None:
             plan = faults.plan(self.options, self.profile.fault, self.seconds)
-            self._helpers.append(gevent.spawn(faults.carry_out, plan, self.series, self.start_epoch_s))
+            self._helpers.append(gevent.spawn(faults.carry_out, plan, self.series, epoch_s))
+
+    def begin_alone(self) -> None:
+        """This process generates and reports."""
+        epoch_s = time.time() + START_DELAY_S
+        self.begin_schedule(epoch_s)
+        self.begin_generating(instructions(epoch_s, 0, 1, self.arrivals, self.mix))
+        self._helpers.append(gevent.spawn(self.collect_for_ever))
+
+    def begin_workers(self, runner: MasterRunner) -> None:
+        """Agree on the start with every worker, or end the run: a schedule of which a share is missing measures nothing."""
+        if not self.spawned.wait(SPAWN_TIMEOUT_S):
+            log.warning("not all users were there after %g s", SPAWN_TIMEOUT_S)
+        workers = [worker.id for state in ("ready", "spawning", "running") for worker in getattr(runner.clients, state)]
+        self.unfinished = dict(enumerate(workers))
+        epoch_s = time.time() + START_TIMEOUT_S
+        while len(self.starting) < len(workers) and time.time() < epoch_s:
+            for index, worker in enumerate(workers):
+                if index not in self.starting:
+                    told = instructions(epoch_s, index, len(workers), self.arrivals, self.mix)
+                    runner.send_message(START_MESSAGE, told, client_id=worker)
+            self._wait(lambda: len(self.starting) == len(workers), REPEAT_S)
+        silent = [worker for index, worker in enumerate(workers) if index not in self.starting]
+        if silent or not workers:
+            self.lost = f"workers that did not answer the start: {', '.join(silent) or 'there are none'}"
+            log.error("%s", self.lost)
+            return
+        self.begin_schedule(epoch_s)
+
+    def over(self) -> bool:
+        """Whether locust may stop the users: the schedule is over, and every worker has told its outcomes or had time to."""
+        if self.lost:
+            return True
+        if not self.start_epoch_s:
+            return False
+        late_s = time.time() - self.start_epoch_s - self.seconds - DRAIN_S
+        return late_s > (TIMEOUT_S + FINISH_TIMEOUT_S if self.unfinished else 0.0)
 
     def collect(self) -> None:
         """Take what this process's own users recorded."""
@@ -141,38 +182,32 @@ class LoadTest:
             gevent.sleep(DRAIN_INTERVAL_S)
             self.collect()
 
-    def wait_for_workers(self) -> None:
-        """Until each has sent its last outcomes: locust itself ends a run while they may still be on their way."""
-        deadline = time.monotonic() + FINISH_TIMEOUT_S
-        while self.workers_running > 0 and time.monotonic() < deadline:
-            gevent.sleep(0.05)
-        if self.workers_running > 0:
-            log.warning("%d workers did not say that they have finished", self.workers_running)
+    def worker_starts(self, told: dict[str, Any]) -> None:
+        """A worker's answer to the start message."""
+        self.starting.add(int(told["index"]))
 
-    def worker_finished(self, drained: dict[str, Any]) -> None:
+    def worker_finished(self, told: dict[str, Any]) -> None:
         """The last outcomes of a worker."""
-        self.series.merge(drained)
-        self.workers_running -= 1
+        self.series.merge(told["drained"])
+        self.unfinished.pop(int(told["index"]), None)
 
     def finish(self) -> None:
         """Judge, print, write the report, set the exit code."""
         self.unjudged = False
+        if isinstance(self.environment.runner, MasterRunner):
+            self._wait(lambda: not self.unfinished, 0.0 if self.over() else FINISH_TIMEOUT_S)
         gevent.killall(self._helpers)
         self.started.clear()
-        if isinstance(self.environment.runner, MasterRunner):
-            self.wait_for_workers()
-        else:
-            self.collect()
+        self.spawned.clear()
+        self.collect()
+        if self.unfinished and not self.lost:
+            self.lost = f"workers that did not tell their last outcomes: {', '.join(self.unfinished.values())}"
         ran_s = min(self.seconds, self.stopped_s or 0.0)
         self.series.count_unanswered(self.arrivals.due_by(ran_s), int(ran_s))
-        total = self.series.total
-        verdicts = self.slo.judge(total)
-        met = all(verdict.met for verdict in verdicts)
-        self.environment.process_exit_code = 0 if met else 1
-        files = report.write(
+        self.environment.process_exit_code = report.conclude(
             Path(self.options.report_dir),
             self.series,
-            verdicts,
+            self.slo,
             report.Conditions(
                 profile=f"{self.options.load_profile}: {self.profile.text}",
                 rps=self.options.rps,
@@ -184,14 +219,15 @@ class LoadTest:
                 generator="locust",
                 segments=[(segment.seconds, segment.from_rps, segment.to_rps) for segment in self.arrivals.segments],
             ),
+            lost=self.lost,
+            pictures=not self.options.no_pictures,
         )
-        print(table(verdicts, total))
-        answered = total.requests - total.failures[UNANSWERED]
-        print(f"{'CPU of the generator':26} {self.series.generator_cpu_s / max(1, answered) * 1e6:.0f} us a request")
-        print(
-            f"{'the objectives are met' if met else 'OBJECTIVES MISSED'}; report: {files[0]}, all series: {files[1]}",
-            flush=True,
-        )
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            gevent.sleep(0.02)
 
 
 class Shared:
@@ -221,49 +257,73 @@ def begin(environment: Environment, **_: Any) -> None:
     environment.host = environment.host or test.target.url
     environment.stop_timeout = environment.stop_timeout or TIMEOUT_S
     if isinstance(environment.runner, WorkerRunner):
-        environment.runner.register_message(
-            START_MESSAGE, lambda environment, msg, **_: load_test(environment).begin_generating(msg.data)
-        )
+        environment.runner.register_message(START_MESSAGE, answer_start)
     elif isinstance(environment.runner, MasterRunner):
+        environment.runner.register_message(
+            STARTING_MESSAGE, lambda environment, msg, **_: load_test(environment).worker_starts(msg.data)
+        )
         environment.runner.register_message(
             FINISHED_MESSAGE, lambda environment, msg, **_: load_test(environment).worker_finished(msg.data)
         )
 
 
+def answer_start(environment: Environment, msg: Any, **_: Any) -> None:
+    """In a worker: begin, say so, and tell the last outcomes when the schedule is over, not when locust's stop comes."""
+    test = load_test(environment)
+    before = test.generator
+    test.begin_generating(msg.data)
+    assert test.generator is not None
+    environment.runner.send_message(STARTING_MESSAGE, {"index": test.generator.index})  # type: ignore[union-attr]
+    if test.generator is not before:
+        gevent.spawn(tell_last, environment, test.generator)
+
+
+def tell_last(environment: Environment, generator: Generator) -> None:
+    """In a worker, once the schedule is over."""
+    generator.finish(DRAIN_S, TIMEOUT_S)
+    drained = {"index": generator.index, "drained": generator.recorder.drain()}
+    environment.runner.send_message(FINISHED_MESSAGE, drained)  # type: ignore[union-attr]
+
+
 @events.test_start.add_listener
 def start(environment: Environment, **_: Any) -> None:
-    """The schedule's start and everybody's share of it."""
+    """Agree on the schedule's start; a worker waits for the master's word."""
     test, runner = load_test(environment), environment.runner
     if isinstance(runner, WorkerRunner):
         return
     test.begin_reporting()
     if isinstance(runner, MasterRunner):
-        workers = [worker.id for worker in runner.clients.ready] or list(runner.clients)
-        test.workers_running = len(workers)
-        for index, worker in enumerate(workers):
-            runner.send_message(START_MESSAGE, test.instructions(index, len(workers)), client_id=worker)
+        gevent.spawn(test.begin_workers, runner)
     else:
-        test.begin_generating(test.instructions(0, 1))
-        test._helpers.append(gevent.spawn(test.collect_for_ever))
+        test.begin_alone()
+
+
+@events.spawning_complete.add_listener
+def spawned(user_count: int, **_: Any) -> None:
+    """Every user is there."""
+    if Shared.test is not None:
+        Shared.test.spawned.set()
 
 
 @events.test_stopping.add_listener
 def stopping(environment: Environment, **_: Any) -> None:
     """What is due from now on is nobody's fault: somebody stopped the run, or it is over."""
     test = load_test(environment)
-    test.stopped_s = max(0.0, time.time() - test.start_epoch_s)
+    test.stopped_s = max(0.0, time.time() - test.start_epoch_s) if test.start_epoch_s else 0.0
 
 
 @events.test_stop.add_listener
 def stop(environment: Environment, **_: Any) -> None:
     """A run with the web UI may be followed by another: each has its report."""
     test = load_test(environment)
-    if isinstance(environment.runner, WorkerRunner):
-        test.started.clear()
-        if test.generator is not None:
-            environment.runner.send_message(FINISHED_MESSAGE, test.generator.recorder.drain())
-    else:
+    if not isinstance(environment.runner, WorkerRunner):
         test.finish()
+        return
+    test.started.clear()
+    if test.generator is not None:
+        test.generator.close()
+        rest = {"index": test.generator.index, "drained": test.generator.recorder.drain()}
+        environment.runner.send_message(FINISHED_MESSAGE, rest)
 
 
 @events.quitting.add_listener
@@ -271,7 +331,8 @@ def judge_at_last(environment: Environment, **_: Any) -> None:
     """A run that ended in another way than it should, such as with the loss of its workers, is judged by what is known of it."""
     test = load_test(environment)
     if not isinstance(environment.runner, WorkerRunner) and test.unjudged:
-        test.stopped_s = test.seconds if test.stopped_s is None else test.stopped_s
+        if test.stopped_s is None:
+            test.stopped_s = test.seconds if test.start_epoch_s else 0.0
         test.finish()
 
 
@@ -295,7 +356,7 @@ class ProfileShape(LoadTestShape):
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None
         test = load_test(self.runner.environment)
-        if self.get_run_time() > START_DELAY_S + test.seconds + DRAIN_S:
+        if test.over():
             return None
         return test.options.connections, float(test.options.connections)
 
@@ -312,7 +373,7 @@ class KmsUser(User):
 
     def on_start(self) -> None:
         """Open the connection, and have something to decrypt, before the schedule starts."""
-        if not self.test.started.wait(START_DELAY_S + 5):
+        if not self.test.started.wait(SPAWN_TIMEOUT_S + START_TIMEOUT_S):
             raise StopUser
         self.generator = self.test.generator
         assert self.generator is not None
@@ -322,10 +383,18 @@ class KmsUser(User):
     def next_request(self) -> None:
         """One request of the schedule."""
         assert self.generator is not None
-        due = self.generator.pacer.next()
+        self.generator.under_way += 1
+        try:
+            due = self.generator.pacer.next()
+            if due is not None:
+                self._carry_out(due)
+        finally:
+            self.generator.under_way -= 1
         if due is None:
             gevent.sleep(0.5)  # all is sent; the shape ends the run when the last answers are in
-            return
+
+    def _carry_out(self, due: Due) -> None:
+        assert self.generator is not None
         question = self.generator.conversation.ask()
         service_s, failure, length = self._ask(question)
         outcome = Outcome(int(due.due_s), question.operation, round(due.late_s * 1e6), round(service_s * 1e6), failure)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from loadtests.schedule import Segment
 
 KEY_STORE_QUOTA_RPS = 1800  # AWS KMS: requests per second of one external key store
+# What each generator can do beside a proxy on a laptop; locust is Python.
+DEFAULT_RPS = {"locust": 300, "open-loop": KEY_STORE_QUOTA_RPS}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Profile:
 
 
 PROFILES = {
-    "steady": Profile("the quota of one key store, without a break", 30, [(1, 1, 1)]),
+    "steady": Profile("one rate, without a break", 30, [(1, 1, 1)]),
     "ramp": Profile("from a tenth to the full rate, then held", 40, [(0.75, 0.1, 1), (0.25, 1, 1)]),
     "spike": Profile(
         "a quarter of the rate with two bursts of the full one, from one moment to the next",

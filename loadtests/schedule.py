@@ -95,13 +95,19 @@ class Pacer:
         self._start = start
         self._clock = clock
         self._sleep = sleep
+        self.exhausted = False
 
     def next(self) -> Due | None:
         """The next request, at the moment it is to be sent; None when all have been handed out."""
         due = next(self._arrivals, None)
         if due is None:
+            self.exhausted = True
             return None
         wait = self._start + due - self._clock()
         if wait > 0:
             self._sleep(wait)
         return Due(due, max(0.0, self._clock() - self._start - due))
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self._arrivals = iter(())

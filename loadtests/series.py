@@ -86,9 +86,10 @@ class Bucket:
 
 
 class Recorder:
-    """One generator's outcomes and CPU time since the last drain."""
+    """One generator's outcomes, its own lag (lag.py) and CPU time since the last drain. number: of the generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self._number = number
         self._cpu_s = time.process_time()
         self._begin()
 
@@ -97,11 +98,19 @@ class Recorder:
         self._seconds[outcome.second].record(outcome)
         self._operations[outcome.operation].record(outcome)
 
+    def busy(self, wanted_s: float, wall_s: float) -> None:
+        """It wanted a CPU for wanted_s of the wall_s that have passed."""
+        self._busy[0] += wanted_s
+        self._busy[1] += wall_s
+
     def drain(self) -> dict[str, Any]:
         """Everything recorded so far, for Series.merge; the recorder is empty afterwards."""
         cpu_s, self._cpu_s = self._cpu_s, time.process_time()
         drained = {
             "cpu_s": self._cpu_s - cpu_s,
+            "number": self._number,
+            "busy": self._busy,
+            "lag": self.lag.pairs(),
             "seconds": [[second, bucket.packed()] for second, bucket in self._seconds.items()],
             "operations": [[operation, bucket.packed()] for operation, bucket in self._operations.items()],
         }
@@ -111,6 +120,8 @@ class Recorder:
     def _begin(self) -> None:
         self._seconds: defaultdict[int, Bucket] = defaultdict(Bucket)
         self._operations: defaultdict[str, Bucket] = defaultdict(Bucket)
+        self.lag = Histogram()
+        self._busy = [0.0, 0.0]
 
 
 @dataclass
@@ -130,12 +141,18 @@ class Series:
         self.total = Bucket()
         self._oldest_open = 0
         self.generator_cpu_s = 0.0
+        self.lag = Histogram()  # of all generators together, in microseconds
+        self.busy: dict[int, list[float]] = {}  # generator -> [seconds for which it wanted a CPU, of how many]
         self.marks: list[Mark] = []
         self.samples: list[dict[str, Any]] = []  # of the server: {"at_s", "memory_mib", "partitions": {name: completed jobs}}
 
     def merge(self, drained: dict[str, Any]) -> None:
         """Add what a Recorder gave."""
         self.generator_cpu_s += drained["cpu_s"]
+        self.lag.add(drained["lag"])
+        busy = self.busy.setdefault(drained["number"], [0.0, 0.0])
+        for index, seconds in enumerate(drained["busy"]):
+            busy[index] += seconds
         for second, packed in drained["seconds"]:
             self.seconds.setdefault(int(second), Bucket()).merge(packed)
             self.total.merge(packed)
@@ -158,6 +175,10 @@ class Series:
         missing = due - self.total.requests
         if missing > 0:
             self.count_failure(last_second, UNANSWERED, missing, more_requests=True)
+
+    def busiest(self) -> float:
+        """The share of a CPU that the busiest generator wanted."""
+        return max((wanted_s / wall_s for wanted_s, wall_s in self.busy.values() if wall_s > 0), default=0.0)
 
     def shares(self) -> dict[str, list[tuple[float, float]]]:
         """partition -> (seconds, share of the jobs completed since the sample before)."""

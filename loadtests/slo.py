@@ -1,13 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict: was the service as good as promised? Latencies are those from the scheduled start."""
+"""The verdict: was the service as good as promised? Latencies are those from the scheduled start.
+
+A promise that was missed while the generator itself came too late says nothing about the server: that is a result of its own.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
-from loadtests.series import KMS_LIMIT_MS, WRONG, Bucket
+from loadtests.series import KMS_LIMIT_MS, TOO_LATE, UNANSWERED, WRONG, Bucket, Series
+
+SATURATED = 0.9  # of a CPU: a generator that wants more has no time of its own left, and requests queue in it
+OWN_SHARE = 0.5  # of a limit: a generator whose own lag uses up more of it cannot judge it
+
+
+class Result(IntEnum):
+    """What a run says; the value is the exit code."""
+
+    MET = 0
+    MISSED = 1
+    GENERATOR_LATE = 3
+
+    @property
+    def text(self) -> str:
+        return {0: "objectives met", 1: "objectives missed", 3: "generator late: result not valid"}[self.value]
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,40 @@ class Slo:
             value = latency.quantile_ms(share)
             verdicts.append(Verdict(name, f"<= {limit:g} ms", f"{value:.2f} ms", latency.total > 0 and value <= limit))
         return verdicts
+
+    def result(self, verdicts: list[Verdict], series: Series) -> tuple[Result, str]:
+        """What the verdicts say of the server, and why they say nothing if they do not ("" else).
+
+        Met promises are met, however late the generator: its lateness is in every latency. A wrong answer is never its fault.
+        """
+        missed = {verdict.name for verdict in verdicts if not verdict.met}
+        if not missed:
+            return Result.MET, ""
+        if missed & {"wrong answers"} or ("availability" in missed and self._unavailable(series.total)):
+            return Result.MISSED, ""
+        busy = series.busiest()
+        if busy >= SATURATED:
+            return (
+                Result.GENERATOR_LATE,
+                f"it wanted {busy:.0%} of a CPU: use more --processes, --generator open-loop, or a lower --rps",
+            )
+        limits = {
+            "availability": (self.availability, KMS_LIMIT_MS),
+            "p50": (0.5, self.p50_ms),
+            "p99": (0.99, self.p99_ms),
+            "p99.9": (0.999, self.p999_ms),
+        }
+        for name in missed:
+            share, limit_ms = limits[name]
+            if series.lag.quantile_ms(share) <= OWN_SHARE * limit_ms:
+                return Result.MISSED, ""
+        lag_ms = series.lag.quantile_ms(0.99)
+        return Result.GENERATOR_LATE, f"p99 of its own lag was {lag_ms:.1f} ms: the machine it runs on is too busy"
+
+    def _unavailable(self, total: Bucket) -> bool:
+        """Whether refusals and errors alone miss it: those do not come from lateness."""
+        late = total.failures[TOO_LATE] + total.failures[UNANSWERED]
+        return not total.requests or 1 - (total.failures.total() - late) / total.requests < self.availability
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy in front of a real one that passes everything on and flips a bit in some ciphertexts; it counts connections."""
+"""A proxy in front of a real one that passes everything on, later if told to, and flips a bit in some ciphertexts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,7 @@ class AlteringProxy(ThreadingHTTPServer):
         self.every = every
         self.lock = threading.Lock()
         self.encrypts = self.connections = self.requests = 0
+        self.delay_s = 0.0  # before every answer
         self.dies_after = 0  # 0: never; then every request's connection is closed without an answer
 
     @property
@@ -70,6 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             ciphertext[0] ^= 1
             document["ciphertext"] = base64.b64encode(ciphertext).decode()
             answer = json.dumps(document).encode()
+        time.sleep(self.server.delay_s)
         self.send_response(response.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.processes import children
 from loadtests.series import WRONG
 from loadtests.target import read_target
 from tests.fix_proxy import RunningProxy
@@ -24,22 +29,35 @@ RPS, SECONDS = 100, 2
 LOOSE = ("--slo-availability", "0.5", "--slo-p50-ms", "5000", "--slo-p99-ms", "10000", "--slo-p999-ms", "20000")
 
 
-def run(directory: Path, ready: dict[str, Any], *arguments: str, locust: tuple[str, ...] = LOOSE) -> tuple[int, str]:
-    """(exit code, output) of a load test of a running proxy; its report is in `directory`."""
-    target = directory / "target.json"
+def run(
+    directory: Path,
+    ready: dict[str, Any],
+    *arguments: str,
+    locust: tuple[str, ...] = LOOSE,
+    during: Callable[[subprocess.Popen[bytes], Path], None] | None = None,
+    pictures: bool = False,
+) -> tuple[int, str]:
+    """(exit code, output) of a load test of a running proxy; its report is in `directory`. during(process, file of its output)."""
+    target, log = directory / "target.json", directory / "log"
     target.write_text(json.dumps(ready))
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "loadtests", "--target", str(target), "--report-dir", str(directory / "report"),
-            "--rps", str(RPS), "--duration", str(SECONDS), "--connections", "8", *arguments, "--", *locust,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("XKSFAST_LOAD_")},
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "loadtests", "--target", str(target), "--report-dir", str(directory / "report"),
+                "--rps", str(RPS), "--duration", str(SECONDS), "--connections", "8", *arguments, "--", *locust,
+                *([] if pictures else ["--no-pictures"]),
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("XKSFAST_LOAD_")},
+        )  # fmt: skip
+    try:
+        if during is not None:
+            during(process, log)
+        return process.wait(100), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def series(directory: Path) -> dict[str, Any]:
@@ -48,7 +66,9 @@ def series(directory: Path) -> dict[str, Any]:
 
 def test_a_good_server_ends_with_0_and_every_scheduled_request_is_in_the_report(tmp_path: Path, proxy: RunningProxy) -> None:
     with altering_proxy(proxy.ready["url"], every=0) as between:
-        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, locust=(*LOOSE, "--arrivals", "constant"))
+        code, output = run(
+            tmp_path, {**proxy.ready, "url": between.url}, locust=(*LOOSE, "--arrivals", "constant"), pictures=True
+        )
         assert code == 0, output
         assert between.connections <= 8, "connections are kept"
     document = series(tmp_path)
@@ -63,28 +83,71 @@ def test_a_good_server_ends_with_0_and_every_scheduled_request_is_in_the_report(
     assert proxy.ready["secret_access_key"] not in page + json.dumps(document) + output
 
 
-def test_an_impossible_objective_ends_with_1(tmp_path: Path, proxy: RunningProxy) -> None:
-    code, output = run(tmp_path, proxy.ready, "--duration", "1", locust=(*LOOSE, "--slo-p50-ms", "0.001"))
+def test_two_workers_share_one_schedule_and_account_for_all_of_it(tmp_path: Path, proxy: RunningProxy) -> None:
+    more = ("--processes", "2", "--rps", "200", "--duration", "4")
+    code, output = run(tmp_path, proxy.ready, *more, locust=(*LOOSE, "--arrivals", "constant"))
+    assert code == 0, output
+    document = series(tmp_path)
+    assert document["result"] == "objectives met"
+    assert document["total"]["requests"] == 800
+    assert "NotSentOrNotAnswered" not in document["total"]["failures"]
+    assert [second["requests"] for second in document["seconds"]] == [200] * 4, "both began at the same moment"
+
+
+def test_a_worker_that_is_lost_ends_with_1_and_is_named(tmp_path: Path, proxy: RunningProxy) -> None:
+    def lose_one_worker(name: str, moment: str) -> tuple[int, str]:
+        def kill(load_test: subprocess.Popen[bytes], log: Path) -> None:
+            deadline = time.monotonic() + 30
+            while moment not in log.read_text():
+                assert load_test.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            (master,) = children(load_test.pid, "locustfile")
+            os.kill(children(master, "locustfile")[0], signal.SIGKILL)
+
+        (tmp_path / name).mkdir()
+        return run(tmp_path / name, proxy.ready, "--processes", "2", "--duration", "1", during=kill)
+
+    with ThreadPoolExecutor() as pool:  # both wait most of the time
+        early = pool.submit(lose_one_worker, "early", "2 workers connected")
+        late = pool.submit(lose_one_worker, "late", "the schedule begins")
+    for lost, name, reason in (
+        (early, "early", "did not answer the start"),
+        (late, "late", "did not tell their last outcomes"),
+    ):
+        code, output = lost.result()
+        assert code == 1, output
+        assert reason in series(tmp_path / name)["reason"], output
+
+
+def test_a_server_that_is_too_slow_is_to_blame_itself(tmp_path: Path, proxy: RunningProxy) -> None:
+    with altering_proxy(proxy.ready["url"], every=0) as between:
+        between.delay_s = 0.4
+        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, "--rps", "40", "--duration", "1", locust=())
     assert code == 1, output
     assert "MISSED  p50" in output
-    assert [verdict["name"] for verdict in series(tmp_path)["verdicts"] if not verdict["met"]] == ["p50"]
+    assert series(tmp_path)["result"] == "objectives missed"
+    assert {"availability", "p50", "p99"} <= {verdict["name"] for verdict in series(tmp_path)["verdicts"] if not verdict["met"]}
+    assert series(tmp_path)["total"]["failures"]["LaterThan250ms"] > 0
 
 
-def test_workers_share_one_schedule(tmp_path: Path, proxy: RunningProxy) -> None:
-    code, output = run(tmp_path, proxy.ready, "--processes", "2", locust=(*LOOSE, "--arrivals", "constant"))
-    assert code == 0, output
-    assert series(tmp_path)["total"]["requests"] == RPS * SECONDS
+def test_a_generator_that_cannot_keep_up_ends_with_3_and_blames_itself(tmp_path: Path, proxy: RunningProxy) -> None:
+    code, output = run(tmp_path, proxy.ready, "--rps", "20000", "--duration", "1", locust=())
+    assert code == 3, output
+    assert "GENERATOR LATE" in output
+    assert series(tmp_path)["result"] == "generator late: result not valid"
+    assert "generator late" in (tmp_path / "report" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("mix", ["GenerateDataKey=1", "Encrypt=1,Decrypt=3"])
-def test_a_server_that_alters_a_ciphertext_is_noticed(tmp_path: Path, proxy: RunningProxy, mix: str) -> None:
+def test_a_server_that_alters_ciphertexts_is_noticed(tmp_path: Path, proxy: RunningProxy) -> None:
+    mix = ("--mix", "GenerateDataKey=1,Encrypt=1,Decrypt=3")
     with altering_proxy(proxy.ready["url"], every=5) as between:
-        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, locust=(*LOOSE, "--mix", mix))
+        code, output = run(tmp_path, {**proxy.ready, "url": between.url}, locust=(*LOOSE, *mix))
     failures = series(tmp_path)["total"]["failures"]
     assert code == 1, output
     # a data key's CDIV does not fit; a ciphertext without CDIV is found out when it is decrypted
-    noticed = f"{WRONG}: GenerateDataKey" if mix.startswith("Gen") else f"{WRONG}: Decrypt"
-    assert any(name.startswith(noticed) and count > 0 for name, count in failures.items()), failures
+    for noticed in (f"{WRONG}: GenerateDataKey", f"{WRONG}: Decrypt"):
+        assert any(name.startswith(noticed) and count > 0 for name, count in failures.items()), failures
 
 
 def test_a_server_that_is_not_there_is_a_failure_of_every_request(tmp_path: Path, proxy: RunningProxy) -> None:

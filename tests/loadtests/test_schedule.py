@@ -106,6 +106,16 @@ def test_no_arrival_is_left_out_however_late_the_users_are() -> None:
     assert pacer.next() is None
 
 
+def test_a_pacer_that_is_stopped_hands_out_nothing_more() -> None:
+    clock = Clock()
+    pacer = Pacer(iter([0.1, 0.2]), 100.0, clock, clock.sleep)
+    assert pacer.next() is not None
+    assert not pacer.exhausted
+    pacer.stop()
+    assert pacer.next() is None
+    assert pacer.exhausted
+
+
 @pytest.mark.parametrize("name", list(PROFILES))
 def test_every_profile_lasts_as_asked_and_never_exceeds_the_rate(name: str) -> None:
     segments = PROFILES[name].segments(1000, 60)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from loadtests.histogram import Histogram
+from loadtests.lag import INTERVAL_S, watch
 from loadtests.series import TOO_LATE, UNANSWERED, WRONG, Bucket, Outcome, Recorder, Series
-from loadtests.slo import Slo, table
+from loadtests.slo import Result, Slo, table
 
 
 def bucket(latencies_us: list[int], failures: dict[str, int] | None = None) -> Bucket:
@@ -46,6 +47,69 @@ def test_a_quantile_is_met_up_to_its_limit(name: str, slow: int, option: str, la
 @pytest.mark.parametrize(("name", "slow", "option"), [("p50", 500, "p50_ms"), ("p99", 10, "p99_ms"), ("p99.9", 1, "p999_ms")])
 def test_what_lies_beyond_a_quantile_does_not_count_for_it(name: str, slow: int, option: str) -> None:
     assert met(Slo(**{option: 0.8}), bucket([100] * (1000 - slow) + [900] * slow))[name]
+
+
+def result(failures: dict[str, int], *, latency_us: int = 1000, lag_us: int = 0, busy: float = 0.2) -> Result:
+    """Of a thousand requests, the first ones failed as said, by a generator with this lag of its own that wanted so much of a CPU."""
+    series, recorder, slo = Series(), Recorder(), Slo()
+    names = [name for name, count in failures.items() for _ in range(count)]
+    for number in range(1000):
+        recorder.record(Outcome(0, "Encrypt", 0, latency_us, names[number] if number < len(names) else ""))
+        recorder.lag.record(lag_us)
+    recorder.busy(busy, 1.0)
+    series.merge(recorder.drain())
+    return slo.result(slo.judge(series.total), series)[0]
+
+
+def test_promises_that_are_met_are_met_however_late_the_generator_was() -> None:
+    assert result({}, lag_us=20_000, busy=0.99) is Result.MET
+
+
+@pytest.mark.parametrize(("busy", "expected"), [(0.89, Result.MISSED), (0.9, Result.GENERATOR_LATE)])
+def test_a_generator_that_had_no_cpu_left_cannot_blame_the_server_for_lateness(busy: float, expected: Result) -> None:
+    assert result({}, latency_us=200_000, busy=busy) is expected
+    assert result({UNANSWERED: 100}, busy=busy) is expected
+
+
+@pytest.mark.parametrize(
+    ("lag_us", "expected"), [(50_000, Result.MISSED), (125_000, Result.MISSED), (126_000, Result.GENERATOR_LATE)]
+)
+def test_a_lag_of_half_of_every_missed_limit_makes_a_run_say_nothing(lag_us: int, expected: Result) -> None:
+    assert result({TOO_LATE: 100}, latency_us=260_000, lag_us=lag_us) is expected
+
+
+@pytest.mark.parametrize("name", [f"{WRONG}: Decrypt", "DependencyTimeoutException", "ConnectionResetError"])
+def test_wrong_answers_and_errors_are_the_servers_however_late_the_generator_was(name: str) -> None:
+    assert result({name: 2}, lag_us=1_000_000, busy=1.0) is Result.MISSED
+
+
+def test_a_generator_that_oversleeps_is_late_at_every_moment_that_it_slept_through() -> None:
+    now, asleep = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        asleep.append(seconds)
+        now += seconds + (0.1 if len(asleep) == 3 else 0.0)
+
+    recorder = Recorder()
+    watch(recorder, 101.0, 0.2, lambda: now, sleep, wanted=lambda: (now - 101.0) / 2)
+    moments = round(0.2 / INTERVAL_S)
+    assert recorder.lag.total == moments
+    assert recorder.lag.quantile_ms(1.0) == pytest.approx(100, rel=0.01)
+    assert recorder.lag.quantile_ms(0.6) == pytest.approx(20, abs=1)
+    series = Series()
+    series.merge(recorder.drain())
+    assert series.busiest() == pytest.approx(0.5)
+
+
+def test_the_busiest_of_several_generators_counts() -> None:
+    series = Series()
+    for number, busy in enumerate((0.3, 0.8)):
+        for _ in range(2):
+            recorder = Recorder(number)
+            recorder.busy(busy, 1.0)
+            series.merge(recorder.drain())
+    assert series.busiest() == pytest.approx(0.8)
 
 
 def test_a_run_without_requests_meets_no_latency_and_no_availability() -> None:
