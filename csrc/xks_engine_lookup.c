@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A key of a group of several partitions is used on one only after it has been proven to be the same key there: the first partition that
- * finds it encrypts a known text with it, the reference; every other one must decrypt that. So a key that was replicated wrongly, or
- * made twice under one label, is refused before it has encrypted anything. A key that may not decrypt cannot be proven, and is used. */
+ * finds it encrypts a known text with it, the reference; every other one must decrypt that, or, with a key that may only encrypt, make
+ * the same ciphertext. So a key that was replicated wrongly, or made twice under one label, is refused before it has encrypted anything.
+ * A key that may only decrypt is used before there is a reference: it can do no harm. */
 #include "xks_engine_internal.h"
 
 #include "xks_ckr.h"
@@ -123,7 +124,8 @@ static xks_key_state prove(engine_partition *partition, const wanted_key *wanted
         }
     }
     if (!key->can_decrypt) {
-        return XKS_KEY_USABLE;
+        *rv = xks_p11_canary_repeat(&gcm, &reference, proven, &failure);
+        return *proven ? XKS_KEY_USABLE : *rv == CKR_OK ? XKS_KEY_DIFFERENT : XKS_KEY_FAILED;
     }
     reference.key = key->use;
     *rv = xks_p11_canary_check(&gcm, &partition->scratch, &reference, &failure);

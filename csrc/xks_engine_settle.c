@@ -109,6 +109,7 @@ static void conclude_check(xks_engine *engine, xks_job *check, uint64_t now)
     bool proven = decrypted && check->output_len == job->input_len &&
                   xks_equal_constant_time(check->output, job->input, job->input_len);
     bool contradicted = (decrypted && !proven) || check->status == XKS_NOT_AUTHENTIC;
+    bool cannot = check->status == XKS_NOT_PERMITTED || check->status == XKS_NOT_FOUND; /* that partition has no say */
     xks_status status = check->status;
     unsigned long ckr = check->ckr;
     const char *call = check->failed_call;
@@ -121,7 +122,7 @@ static void conclude_check(xks_engine *engine, xks_job *check, uint64_t now)
         return;
     }
     engine->totals.failed_checks++;
-    if (contradicted && job->route.failed_checks == 0) {
+    if ((contradicted || cannot) && job->route.failed_checks == 0) {
         job->route.failed_checks = 1;
         job->route.first_doubt = checked_on;
         start_check(engine, job, now); /* again, wherever the router says: the partition that encrypted is as good a judge */

@@ -109,16 +109,12 @@ static CK_RV decrypt_in_two_calls(const xks_p11_gcm *gcm, xks_p11_scratch *scrat
     return gcm->module->f->C_Decrypt(gcm->session, scratch->data, (CK_ULONG)(ciphertext.len + TAG_BYTES), out, out_len);
 }
 
-CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_span aad, xks_span plaintext, uint8_t *out,
-                          uint8_t iv[16], uint8_t *iv_len, uint8_t tag[16], xks_p11_failure *failure)
+/* iv holds the caller's IV, or is where the HSM's goes. */
+static CK_RV encrypt_under(const xks_p11_gcm *gcm, uint8_t iv[16], uint8_t iv_len, xks_span aad, xks_span plaintext, uint8_t *out,
+                           uint8_t tag[16], xks_p11_failure *failure)
 {
     size_t appended = appended_iv_bytes(gcm->iv_mode);
-    *iv_len = (uint8_t)(appended != 0 ? appended : IV_BYTES);
-    memset(iv, 0, LONG_IV_BYTES);
-    if (gcm->iv_mode == XKS_IV_CALLER && xks_random_draw(random, iv, IV_BYTES) != XKS_OK) {
-        return fail(failure, CKR_FUNCTION_FAILED, "random IV");
-    }
-    CK_GCM_PARAMS params = parameters(appended != 0 ? NULL : iv, appended != 0 ? 0 : IV_BYTES, aad);
+    CK_GCM_PARAMS params = parameters(appended != 0 ? NULL : iv, appended != 0 ? 0 : iv_len, aad);
     CK_MECHANISM mechanism = {CKM_AES_GCM, &params, sizeof params};
     CK_ULONG out_len = (CK_ULONG)(plaintext.len + OUT_ROOM);
     bool by_message;
@@ -148,10 +144,33 @@ CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_s
     if (appended != 0) {
         memcpy(iv, out + plaintext.len + TAG_BYTES, appended);
     }
-    if (is_zero(iv, *iv_len)) {
+    if (is_zero(iv, iv_len)) {
         return broken(failure, "C_Encrypt left the IV zero: everything would be encrypted with the same IV");
     }
     return CKR_OK;
+}
+
+CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool *random, xks_span aad, xks_span plaintext, uint8_t *out,
+                          uint8_t iv[16], uint8_t *iv_len, uint8_t tag[16], xks_p11_failure *failure)
+{
+    size_t appended = appended_iv_bytes(gcm->iv_mode);
+    *iv_len = (uint8_t)(appended != 0 ? appended : IV_BYTES);
+    memset(iv, 0, LONG_IV_BYTES);
+    if (gcm->iv_mode == XKS_IV_CALLER && xks_random_draw(random, iv, IV_BYTES) != XKS_OK) {
+        return fail(failure, CKR_FUNCTION_FAILED, "random IV");
+    }
+    return encrypt_under(gcm, iv, *iv_len, aad, plaintext, out, tag, failure);
+}
+
+CK_RV xks_p11_gcm_encrypt_again(const xks_p11_gcm *gcm, const uint8_t iv[16], uint8_t iv_len, xks_span aad, xks_span plaintext,
+                                uint8_t *out, uint8_t tag[16], xks_p11_failure *failure)
+{
+    uint8_t copy[LONG_IV_BYTES];
+    if (gcm->iv_mode != XKS_IV_CALLER || iv_len > sizeof copy) {
+        return fail(failure, CKR_FUNCTION_NOT_SUPPORTED, "encrypting under a given IV");
+    }
+    memcpy(copy, iv, iv_len);
+    return encrypt_under(gcm, copy, iv_len, aad, plaintext, out, tag, failure);
 }
 
 CK_RV xks_p11_gcm_decrypt(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, xks_span iv, xks_span aad, xks_span ciphertext,

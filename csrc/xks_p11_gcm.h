@@ -47,6 +47,11 @@ XKS_MUST_CHECK CK_RV xks_p11_gcm_encrypt(const xks_p11_gcm *gcm, xks_random_pool
                                          uint8_t *out, uint8_t iv[16], uint8_t *iv_len, uint8_t tag[16],
                                          xks_p11_failure *failure);
 
+/* The same plaintext and AAD under the IV that they were encrypted under before, for comparing: it gives nothing away. Anything else
+ * under that IV would. CKR_FUNCTION_NOT_SUPPORTED where the HSM makes the IVs. */
+XKS_MUST_CHECK CK_RV xks_p11_gcm_encrypt_again(const xks_p11_gcm *gcm, const uint8_t iv[16], uint8_t iv_len, xks_span aad,
+                                               xks_span plaintext, uint8_t *out, uint8_t tag[16], xks_p11_failure *failure);
+
 /* out has ciphertext.len + 32 bytes. */
 XKS_MUST_CHECK CK_RV xks_p11_gcm_decrypt(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, xks_span iv, xks_span aad,
                                          xks_span ciphertext, xks_span tag, uint8_t *out, xks_p11_failure *failure);

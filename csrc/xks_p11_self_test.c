@@ -34,6 +34,15 @@ CK_RV xks_p11_canary_make(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p
     return rv;
 }
 
+CK_RV xks_p11_canary_repeat(const xks_p11_gcm *gcm, const xks_p11_canary *canary, bool *same, xks_p11_failure *failure)
+{
+    uint8_t out[XKS_CANARY_BYTES + 32], tag[16];
+    CK_RV rv = xks_p11_gcm_encrypt_again(gcm, canary->iv, canary->iv_len, (xks_span){AAD, sizeof AAD},
+                                         (xks_span){TEXT, sizeof TEXT}, out, tag, failure);
+    *same = rv == CKR_OK && memcmp(out, canary->ciphertext, XKS_CANARY_BYTES) == 0 && memcmp(tag, canary->tag, sizeof tag) == 0;
+    return rv;
+}
+
 CK_RV xks_p11_canary_check(const xks_p11_gcm *gcm, xks_p11_scratch *scratch, const xks_p11_canary *canary,
                            xks_p11_failure *failure)
 {

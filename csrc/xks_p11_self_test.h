@@ -30,6 +30,9 @@ XKS_MUST_CHECK xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_p
 XKS_MUST_CHECK CK_RV xks_p11_canary_make(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_canary *canary,
                                          xks_p11_failure *failure);
 
+/* Whether gcm->key gives the canary when it encrypts the known text again: for a key that may not decrypt. Result in *same. */
+XKS_MUST_CHECK CK_RV xks_p11_canary_repeat(const xks_p11_gcm *gcm, const xks_p11_canary *canary, bool *same, xks_p11_failure *failure);
+
 /* Whether message-based calls do what the two-call ones do, both ways, and refuse a tampered tag. False: do not use them. */
 bool xks_p11_message_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch);
 
