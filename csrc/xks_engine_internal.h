@@ -184,6 +184,7 @@ typedef struct engine_partition {
     uint32_t threads;         /* started and not exited */
     uint32_t lost;
     uint32_t sessions_open;
+    uint32_t opening;         /* workers that are about to have a session, or to be refused one */
     uint32_t session_limit;   /* what the token allows us; UINT32_MAX: not met yet */
     uint64_t retry_sessions_ns; /* when to try for more */
     _Atomic uint32_t usable_sessions;

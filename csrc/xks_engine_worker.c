@@ -114,6 +114,10 @@ static bool judge(engine_worker *worker, const xks_p11_gcm *gcm, taken *t, const
         judge_decrypt(worker, gcm, t, failure);
         return false;
     }
+    if (failure->rv == CKR_SESSION_COUNT) { /* ours was closed as stale, and somebody else was faster: no fault, the job goes elsewhere */
+        finish(t->job, XKS_UNAVAILABLE, XKS_FATE_NOT_MADE, failure);
+        return false;
+    }
     switch (class) {
     case XKS_CKR_NOT_PERMITTED:
         finish(t->job, XKS_NOT_PERMITTED, XKS_FATE_NONE, failure);
@@ -296,14 +300,14 @@ static void no_session_locked(engine_worker *worker, CK_RV rv, uint32_t epoch)
         partition->module_gone = partition->module_gone || class == XKS_CKR_MODULE_GONE;
         xks_engine_ask_recovery_locked(partition, epoch, false, "C_OpenSession");
     }
-    if (partition->sessions_open == 0) {
+    if (partition->sessions_open + partition->opening == 0) {
         xks_engine_purge_locked(partition, true, "C_OpenSession", rv);
         return;
     }
     worker->resting = true;
     partition->retry_sessions_ns = xks_monotonic_ns() + (rv == CKR_SESSION_COUNT ? REST_NS : SHORT_REST_NS);
     if (rv == CKR_SESSION_COUNT) {
-        partition->session_limit = partition->sessions_open;
+        partition->session_limit = partition->sessions_open > 0 ? partition->sessions_open : 1; /* others are about to have theirs */
         xks_engine_count_sessions_locked(partition);
     }
     if (partition->queued > 0) {
@@ -335,9 +339,11 @@ static bool have_session_locked(engine_worker *worker)
     }
     worker->busy_since_ns = xks_monotonic_ns();
     partition->running_workers++;
+    partition->opening++;
     pthread_mutex_unlock(&partition->lock);
     CK_RV rv = open_session(worker, epoch);
     pthread_mutex_lock(&partition->lock);
+    partition->opening--;
     partition->running_workers--;
     worker->busy_since_ns = 0;
     if (rv != CKR_OK) {
