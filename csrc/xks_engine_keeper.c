@@ -138,6 +138,13 @@ static CK_RV look_for_keys(engine_partition *partition, uint64_t at_most_ns)
     return rv;
 }
 
+/* The next probe, or the next try for a session that the token refused. */
+static uint64_t next_due_locked(const engine_partition *partition, uint64_t next_probe)
+{
+    uint64_t retry = partition->retry_sessions_ns;
+    return retry != 0 && retry < next_probe ? retry : next_probe;
+}
+
 /* READY: probe, look after keys and sessions, until recovery is wanted or the engine stops. */
 static void keep_ready(engine_partition *partition)
 {
@@ -146,11 +153,11 @@ static void keep_ready(engine_partition *partition)
     while (!stopping(partition)) {
         pthread_mutex_lock(&partition->lock);
         while (!stopping(partition) && !partition->recovery_wanted && !has_listed_keys(partition) &&
-               xks_monotonic_ns() < next_probe) {
-            wait_locked(partition, next_probe);
+               xks_monotonic_ns() < next_due_locked(partition, next_probe)) {
+            wait_locked(partition, next_due_locked(partition, next_probe));
         }
         bool recover = partition->recovery_wanted, look = has_listed_keys(partition);
-        if (partition->retry_sessions_ns != 0 && xks_monotonic_ns() > partition->retry_sessions_ns) {
+        if (partition->retry_sessions_ns != 0 && xks_monotonic_ns() >= partition->retry_sessions_ns) {
             partition->retry_sessions_ns = 0;
             (void)xks_engine_end_rest_locked(partition);
         }

@@ -393,6 +393,25 @@ static void the_pool_settles_at_what_the_token_allows(const token *t)
     stop_ha(&h);
 }
 
+static void the_pool_grows_back_when_the_token_allows_more(const token *t)
+{
+    ha h = {0};
+    h.control = make_control(t, 1);
+    h.control->slots[0].max_sessions = 3;
+    take_time(h.control, 0, MS(1));
+    start_engine(&h, t, 1, 6, XKS_VERIFY_SAME);
+    load(&h, MS(300));
+    CHECK(status_of(&h, 0).sessions_open == 2);
+    set(&h.control->slots[0].max_sessions, 0);
+    uint64_t give_up = xks_monotonic_ns() + SECONDS(30); /* it is tried again after ten seconds */
+    while (status_of(&h, 0).sessions_open < 6) {
+        CHECK(xks_monotonic_ns() < give_up);
+        pump_until(&h, xks_monotonic_ns() + MS(20));
+    }
+    expect_all_ok(&h);
+    stop_ha(&h);
+}
+
 static void a_device_that_needs_its_module_reset_gets_it_reset(const token *t)
 {
     ha h = start_ha(t, 2, 4, XKS_VERIFY_SAME);
@@ -765,6 +784,7 @@ int main(void)
     CASE(a_job_in_a_hanging_token_is_answered_by_its_deadline_and_its_result_is_wiped);
     CASE(when_everything_is_dead_each_job_is_told_at_once);
     CASE(the_pool_settles_at_what_the_token_allows);
+    CASE(the_pool_grows_back_when_the_token_allows_more);
     CASE(a_device_that_needs_its_module_reset_gets_it_reset);
     CASE(bits_that_flip_are_found_by_the_partition_itself);
     CASE(bits_that_flip_are_found_by_another_partition);
