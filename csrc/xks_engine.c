@@ -67,16 +67,14 @@ xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, cha
     void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED || madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) != 0) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "a page that a fork wipes: %s", strerror(errno));
-        close(engine->eventfd);
-        free(engine);
-        return XKS_SYSTEM;
+        goto fail;
     }
     *(uint8_t *)page = 1;
     engine->ours = page;
     engine->retired = (key_list){XKS_NO_KEY, XKS_NO_KEY};
     if (xks_job_pool_new(&engine->pool) != XKS_OK) {
-        free(engine);
-        return refuse(error, "no memory for the engine");
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "no memory for the engine's jobs");
+        goto fail;
     }
     engine->config = *config;
     engine->pid = getpid();
@@ -85,6 +83,13 @@ xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, cha
     monotonic_cond_init(&engine->settled);
     *out = engine;
     return XKS_OK;
+fail:
+    if (page != MAP_FAILED) {
+        (void)munmap(page, (size_t)sysconf(_SC_PAGESIZE));
+    }
+    close(engine->eventfd);
+    free(engine);
+    return XKS_SYSTEM;
 }
 
 xks_status xks_engine_add_module(xks_engine *engine, const char *path, const char *parameters, uint32_t *module, char *error)

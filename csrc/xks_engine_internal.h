@@ -55,8 +55,6 @@
 #define XKS_HELD_WAKE_NS 50000
 /* A fast worker without progress for this long is taken for blocked. */
 #define XKS_STALLED_NS 1000000
-/* A thread inside one call for this long is lost. */
-#define XKS_LOST_NS 1000000000U
 
 typedef struct job_queue {
     xks_job *head, *tail;

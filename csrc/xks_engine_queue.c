@@ -160,7 +160,7 @@ void xks_engine_replace_lost_locked(engine_partition *partition, uint64_t now)
     for (uint32_t i = 0; i < 2 * partition->sessions; i++) {
         engine_worker *worker = &partition->workers[i];
         if (worker->started && !worker->exited && !worker->lost && worker->busy_since_ns != 0 &&
-            now > worker->busy_since_ns + XKS_LOST_NS) {
+            now > worker->busy_since_ns + XKS_HANG_NS) {
             worker->lost = true;
             partition->lost++;
         }

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #define XKS_ROUTER_MAX_PARTITIONS 64
+#define XKS_HANG_NS 1000000000 /* a call out for longer hangs: it is written off, its thread lost, and the breaker opens */
 #define XKS_ROUTER_MAX_CALLS 1024 /* handed to one partition and not returned */
 
 typedef struct xks_router xks_router;

@@ -15,7 +15,6 @@
 #define XKS_NO_SLOT UINT16_MAX
 #define XKS_NO_CALL UINT64_MAX /* as the beginning of the oldest call */
 
-#define XKS_HANG_NS XKS_SECOND_NS          /* a call out for longer is written off, and opens the breaker */
 #define XKS_BUDGET_BURST 10                /* and the sessions of all partitions */
 #define XKS_FAULTS_TO_OPEN 3               /* in a row */
 #define XKS_SLOW_START_NS (2 * XKS_SECOND_NS)

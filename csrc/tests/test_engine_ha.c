@@ -245,7 +245,7 @@ static void a_partition_that_errs_costs_no_job_and_its_breaker_opens_and_closes(
     xks_partition_status status = status_of(&h, 1);
     CHECK(!status.in_service && status.opens == 1 && status.state == XKS_PARTITION_RECOVERING);
     CHECK(strstr(status.last_open_reason, "CKR_DEVICE_ERROR") != NULL && status.last_open_unix_s > 0);
-    /* By three jobs in a row, or by the health probe when that came first; */
+    /* By three jobs in a row, or by the health probe when that came first. */
     CHECK(status.errors[0].count == 0 || status.errors[0].ckr == CKR_DEVICE_ERROR);
     CHECK(status.faults <= 3 + status.limit); /* what was in flight when it opened fails too */
     set(&h.control->slots[1].error_rv, 0);
