@@ -86,10 +86,8 @@ def _start(stack: ExitStack) -> list[Case]:
     yardstick = stack.enter_context(
         nginx(
             18180,
-            18543,
-            certificates / "server.pem",
-            certificates / "server.key",
             json.dumps(answer, separators=(",", ":")).encode(),
+            (18543, certificates / "server.pem", certificates / "server.key"),
         )
     )
     plain, secure = Target.from_dev(local.ready), Target.from_dev(local.ready, tls=True)

@@ -116,11 +116,12 @@ def fill_softhsm(data: Path, count: int) -> None:
 
 
 @contextmanager
-def nginx(port: int, tls_port: int, certificate: Path, private_key: Path, answer: bytes) -> Iterator[Server]:
-    """nginx with one worker on the server core that answers everything with `answer` as JSON."""
+def nginx(port: int, answer: bytes, tls: tuple[int, Path, Path] | None = None) -> Iterator[Server]:
+    """nginx with one worker on the server core that answers everything with `answer` as JSON. tls: port, certificate, private key."""
     binary = shutil.which("nginx") or "/usr/sbin/nginx"
     directory = Path(tempfile.mkdtemp(prefix="xksfast-nginx-"))
     text = answer.decode().replace("'", "")
+    secure = "" if tls is None else f"listen 127.0.0.1:{tls[0]} ssl; ssl_certificate {tls[1]}; ssl_certificate_key {tls[2]};"
     (directory / "nginx.conf").write_text(
         f"""
 worker_processes 1; daemon off; pid {directory}/pid; error_log stderr crit;
@@ -129,9 +130,9 @@ http {{
   access_log off; keepalive_requests 100000000; keepalive_timeout 600s; default_type application/json;
   client_body_temp_path {directory}/b; proxy_temp_path {directory}/p; fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u;
   scgi_temp_path {directory}/s; client_body_buffer_size 128k; tcp_nodelay on;
-  ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {private_key};
+  ssl_protocols TLSv1.2 TLSv1.3;
   ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256;
-  server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl; location / {{ return 200 '{text}'; }} }}
+  server {{ listen 127.0.0.1:{port}; {secure} location / {{ return 200 '{text}'; }} }}
 }}
 """
     )
