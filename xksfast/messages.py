@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from xksfast.config import Config
-from xksfast.model import Snapshot
+from xksfast.model import Delta
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -217,17 +217,28 @@ class StateRefused(Message):
 # --- control -> worker
 
 
-class ApplySnapshot(Message):
-    """Serve this snapshot from now on. fd: the secret pages that its slots point into."""
+class ApplyDelta(Message):
+    """Serve this from now on. fd: the secret pages that its slots point into, unless it needs none."""
 
-    snapshot: Snapshot
+    delta: Delta
+
+
+class AskUsage(Message):
+    """Say what was used since the last time."""
 
 
 # --- worker -> control
 
 
-class SnapshotApplied(Message):
-    """The snapshot is served. problems: keys that cannot be served and what to do, a sentence each.
+class DeltaRestricted(Message):
+    """All that the deltas up to `seq` block, disable or remove is so from now on, for answers in flight as well."""
+
+    seq: int
+    worker: int
+
+
+class DeltaApplied(Message):
+    """All of the deltas up to `seq` is served. problems: keys that cannot be served and what to do, a sentence each.
 
     notes: keys that only some partitions of their group serve.
     """
@@ -238,9 +249,35 @@ class SnapshotApplied(Message):
     notes: tuple[str, ...] = ()
 
 
+class DeltaRefused(Message):
+    """The delta does not follow on what the worker has: it must be given everything anew."""
+
+    seq: int
+    worker: int
+    has_seq: int
+    problem: str
+
+
+class KeyUse(Part):
+    """AES-GCM encryptions with one key version."""
+
+    store: str
+    external_key_id: str
+    version: int
+    encryptions: int
+
+
+class UsageReport(Message):
+    """Answer to AskUsage, and a worker's last words: what was used since the report before. credentials: id -> unix seconds."""
+
+    worker: int
+    keys: tuple[KeyUse, ...] = ()
+    credentials: dict[str, int] = {}
+
+
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain
 FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
 ToControl = StartControl | WorkerLink | ReloadState | Drain
 FromControl = StateLoaded | StateRefused
-ControlToWorker = ApplySnapshot
-WorkerToControl = SnapshotApplied
+ControlToWorker = ApplyDelta | AskUsage
+WorkerToControl = DeltaRestricted | DeltaApplied | DeltaRefused | UsageReport
