@@ -1,32 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """stores.toml: key stores, credentials and keys in a file, for people who keep everything in git.
 
-What lives here: the file's shape and every rule about names (XKS Proxy API spec; requirements 19, 20, 23, 24, 126, 131).
+What lives here: the file's shape and what its tables owe each other; the rules about names are those of rules.py.
 Secrets are named by file, never written in it.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from xksfast.config import Config
-from xksfast.model import KeyUsage
+from xksfast.model import AadScheme, KeyUsage
+from xksfast.state import rules
 from xksfast.toml_reader import Problems, join, nearest, read_toml, to_struct
-from xksfast.wire import limits
-
-MAX_CREDENTIALS = 20
-
-_PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)*")
-_REGION = re.compile(r"(?=.{1,32}$)[a-z]{2,8}(-[a-z0-9]+){1,4}")
-_KEY_ID = re.compile(r"[A-Za-z0-9._-]+")
-_ACCESS_KEY_ID = re.compile(r"[A-Z2-7]{20,30}")
-_STORE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LOCAL_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the file's tables."""
@@ -58,6 +47,7 @@ class StoreEntry(Entry, frozen=True):
     key_source: Literal["local", "pkcs11"] | None = None
     blocked: bool = False
     allowed_principals: tuple[str, ...] = ()
+    aad_scheme: AadScheme = "xksfast"
     credentials: tuple[CredentialEntry, ...] = ()
     keys: dict[str, KeyEntry] = {}
 
@@ -95,24 +85,20 @@ def _check(document: StoreFile, config: Config, problems: Problems) -> None:
         key = join("key_stores", name)
         if store is None:  # what is wrong with it is known already
             continue
-        if not _STORE_NAME.fullmatch(name):
-            problems.add(key, "a name has 1 to 64 characters of A-Z a-z 0-9 . _ -")
-        if not _PREFIX.fullmatch(store.uri_path_prefix):
-            problems.add(
-                f"{key}.uri_path_prefix", "must be empty or like /payments: parts of A-Z a-z 0-9 _ -, no slash at the end"
-            )
-        if len(store.uri_path_prefix) + len("/kms/xks/v1") > limits.MAX_URI_PATH_CHARS:
-            problems.add(
-                f"{key}.uri_path_prefix", f"with /kms/xks/v1 it must not exceed {limits.MAX_URI_PATH_CHARS} characters"
-            )
+        _check_rule(key, rules.name_problem(name), problems)
+        _check_rule(f"{key}.uri_path_prefix", rules.prefix_problem(store.uri_path_prefix), problems)
+        _check_rule(f"{key}.region", rules.region_problem(store.region), problems)
         if store.uri_path_prefix in prefixes:
             problems.add(f"{key}.uri_path_prefix", f"{join('key_stores', prefixes[store.uri_path_prefix])} has the same")
         prefixes.setdefault(store.uri_path_prefix, name)
-        if not _REGION.fullmatch(store.region):
-            problems.add(f"{key}.region", f"{store.region!r} is not an AWS region such as us-east-1")
         _check_source(key, store, config, problems)
         _check_credentials(key, store, problems)
         _check_keys(key, store, problems)
+
+
+def _check_rule(key: str, problem: str | None, problems: Problems) -> None:
+    if problem is not None:
+        problems.add(key, problem)
 
 
 def _check_source(key: str, store: StoreEntry, config: Config, problems: Problems) -> None:
@@ -133,15 +119,14 @@ def _check_source(key: str, store: StoreEntry, config: Config, problems: Problem
 
 
 def _check_credentials(key: str, store: StoreEntry, problems: Problems) -> None:
-    if not 1 <= len(store.credentials) <= MAX_CREDENTIALS:
-        problems.add(f"{key}.credentials", f"a key store has 1 to {MAX_CREDENTIALS} credentials, not {len(store.credentials)}")
+    if not 1 <= len(store.credentials) <= rules.MAX_CREDENTIALS:
+        problems.add(f"{key}.credentials", f"a key store has 1 to {rules.MAX_CREDENTIALS} credentials, not {len(store.credentials)}")
     seen = set()
     for i, credential in enumerate(store.credentials):
         where = f"{key}.credentials[{i}].access_key_id"
         if credential is None:
             continue
-        if not _ACCESS_KEY_ID.fullmatch(credential.access_key_id):
-            problems.add(where, "must have 20 to 30 characters of A-Z and 2-7")
+        _check_rule(where, rules.access_key_id_problem(credential.access_key_id), problems)
         if credential.access_key_id in seen:
             problems.add(where, "stands twice in this key store")
         seen.add(credential.access_key_id)
@@ -152,17 +137,9 @@ def _check_keys(key: str, store: StoreEntry, problems: Problems) -> None:
         where = join(join(key, "keys"), external_key_id)
         if entry is None:
             continue
-        if not _KEY_ID.fullmatch(external_key_id) or len(external_key_id) > limits.MAX_EXTERNAL_KEY_ID_CHARS:
-            problems.add(where, "an external key id has 1 to 128 characters of A-Z a-z 0-9 - . _")
-        path = len(store.uri_path_prefix) + len("/kms/xks/v1/keys//metadata") + len(external_key_id)
-        if path > limits.MAX_URI_CHARS:
-            problems.add(where, f"the URI path would exceed {limits.MAX_URI_CHARS} characters")
-        if store.is_local and not _LOCAL_LABEL.fullmatch(entry.label):
-            problems.add(f"{where}.label", "names a file for a local key: 1 to 128 characters of A-Z a-z 0-9 . _ -")
-        if not 1 <= len(entry.label.encode()) <= 255:
-            problems.add(f"{where}.label", "must have 1 to 255 bytes")
-        if len(set(entry.usage)) != len(entry.usage):
-            problems.add(f"{where}.usage", "names a usage twice")
+        _check_rule(where, rules.external_key_id_problem(external_key_id, store.uri_path_prefix), problems)
+        _check_rule(f"{where}.label", rules.label_problem(entry.label, local=store.is_local), problems)
+        _check_rule(f"{where}.usage", rules.usage_problem(entry.usage), problems)
 
 
 def _check_secret_files(document: StoreFile, problems: Problems) -> None:

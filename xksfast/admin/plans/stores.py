@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Key stores: create, change, block, delete."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from msgspec.structs import replace
+
+from xksfast.admin.plans.common import changed, check_revision, created, find_store, removed
+from xksfast.admin.refusals import Refused, invalid
+from xksfast.admin.requests import StoreCreate, StoreUpdate
+from xksfast.state import rules
+from xksfast.state.events import Change
+from xksfast.state.objects import Credential, KeyStore
+from xksfast.state.projection import State
+from xksfast.toml_reader import nearest
+
+# What AWS lets one change only while the custom key store is disconnected.
+_WHILE_DISCONNECTED = ("endpoint", "connectivity", "vpc_endpoint_service_name", "uri_path_prefix")
+
+
+def new_store(state: State, request: StoreCreate, *, groups: Collection[str], now: int) -> KeyStore:
+    """The store as it will be, or Refused. groups: the partition groups of the configuration."""
+    if request.name in state.key_stores:
+        raise Refused("conflict", "store-exists", f"There is a key store {request.name!r} already", field="name")
+    if (request.partition_group is None) == (request.key_source != "local"):
+        raise Refused(
+            "invalid",
+            "store-needs-one-key-source",
+            "A key store says where its keys live, once",
+            next="Give either partition_group or key_source = local",
+            field="partition_group",
+        )
+    if request.partition_group is not None and request.partition_group not in groups:
+        invalid("partition_group", f"there is no such partition group{nearest(request.partition_group, groups)}",
+                request.partition_group)  # fmt: skip
+    fields = request.model_dump(exclude={"credentials", "key_source"})
+    store = KeyStore(**fields, key_source="local" if request.partition_group is None else "pkcs11", created_at=now)
+    _check(state, store)
+    return store
+
+
+def create(store: KeyStore, credentials: list[Credential]) -> list[Change]:
+    """The store with its first credentials."""
+    return [created("store.create", store), *(created("credential.create", credential) for credential in credentials)]
+
+
+def update(state: State, name: str, request: StoreUpdate, revision: int | None) -> list[Change]:
+    """Whatever the request names."""
+    store = find_store(state, name)
+    check_revision(state, store, revision)
+    fields: dict[str, Any] = {field: value for field, value in request.model_dump().items() if value is not None}
+    after = replace(store, **fields)
+    moved = [field for field in _WHILE_DISCONNECTED if getattr(store, field) != getattr(after, field)]
+    if store.link is not None and moved and store.link.connection_state not in ("DISCONNECTED", ""):
+        raise Refused(
+            "conflict",
+            "store-connected",
+            f"{', '.join(moved)} of key store {name!r} cannot be changed while AWS has it {store.link.connection_state}",
+            why="AWS takes such a change only while the custom key store is disconnected",
+            next=f"Run `xksfast store disconnect {name}`, change it, then connect again",
+            field=moved[0],
+        )
+    if len(state.credentials_of(name)) > after.max_credentials:
+        raise Refused(
+            "conflict",
+            "too-many-credentials",
+            f"Key store {name!r} has {len(state.credentials_of(name))} credentials, more than {after.max_credentials}",
+            next="Remove some first: `xksfast credential list`",
+            field="max_credentials",
+        )
+    _check(state, after)
+    if after.uri_path_prefix != store.uri_path_prefix:
+        for external_key_id in state.keys_of(name):
+            invalid("uri_path_prefix", rules.external_key_id_problem(external_key_id, after.uri_path_prefix))
+    return changed("store.update", store, after)
+
+
+def set_blocked(state: State, name: str, blocked: bool, reason: str) -> list[Change]:
+    """Block or unblock; nothing when it is so already."""
+    store = find_store(state, name)
+    after = replace(store, blocked=blocked, blocked_reason=reason if blocked else "")
+    if store.blocked and blocked:
+        after = store  # the first reason stays
+    return changed("store.block" if blocked else "store.unblock", store, after)
+
+
+def delete(state: State, name: str, revision: int | None) -> list[Change]:
+    """With its credentials. Refused while it has keys or a custom key store in AWS."""
+    store = find_store(state, name)
+    check_revision(state, store, revision)
+    if keys := state.keys_of(name):
+        some = ", ".join(list(keys)[:3]) + (", …" if len(keys) > 3 else "")
+        raise Refused(
+            "conflict",
+            "store-has-keys",
+            f"Key store {name!r} has {len(keys)} keys: {some}",
+            why="Without them no ciphertext that was made with them can be decrypted ever again",
+            next=f"See `xksfast store teardown {name}` for what stands in the way, and in which order",
+        )
+    if store.link is not None:
+        raise Refused(
+            "conflict",
+            "store-linked",
+            f"Key store {name!r} is custom key store {store.link.custom_key_store_id} in AWS",
+            next=f"See `xksfast store teardown {name}`: disconnect it and delete it in AWS first",
+        )
+    return removed("credential.remove", state.credentials_of(name).values()) + removed("store.delete", [store])
+
+
+def _check(state: State, store: KeyStore) -> None:
+    invalid("name", rules.name_problem(store.name), store.name)
+    invalid("uri_path_prefix", rules.prefix_problem(store.uri_path_prefix), store.uri_path_prefix)
+    invalid("region", rules.region_problem(store.region))
+    invalid("endpoint", rules.endpoint_problem(store.endpoint), store.endpoint)
+    invalid(
+        "vpc_endpoint_service_name",
+        rules.service_name_problem(store.vpc_endpoint_service_name, store.connectivity),
+        store.vpc_endpoint_service_name,
+    )
+    invalid("tags", rules.tags_problem(store.tags))
+    for pattern in store.allowed_principals:
+        invalid("allowed_principals", None if 1 <= len(pattern) <= 256 else "a pattern has 1 to 256 characters")
+    other = state.store_with_prefix(store.uri_path_prefix)
+    if other is not None and other.name != store.name:
+        raise Refused(
+            "conflict",
+            "prefix-taken",
+            f"Key store {other.name!r} has the uri_path_prefix {store.uri_path_prefix!r} already",
+            why="The prefix of a request's path tells the key store",
+            next="Choose another one",
+            field="uri_path_prefix",
+        )

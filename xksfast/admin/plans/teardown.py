@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in the way of deleting a key store, and in which order to clear it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xksfast.admin.plans.common import find_store
+from xksfast.state.objects import Key
+from xksfast.state.projection import State
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One step. what: the fact; command: what clears it; count: of how many objects. waits: AWS takes days, whatever one does."""
+
+    what: str
+    command: str
+    count: int = 1
+    waits: bool = False
+
+
+def obstacles(state: State, name: str) -> list[Obstacle]:
+    """In the order in which they are to be cleared; the last one is the deletion itself."""
+    store, keys = find_store(state, name), list(state.keys_of(name).values())
+    found = []
+    linked = [key for key in keys if key.link is not None]
+    scheduled = [key for key in linked if key.link is not None and key.link.key_state == "PendingDeletion"]
+    if live := len(linked) - len(scheduled):
+        found.append(
+            Obstacle(f"{live} KMS keys in AWS use keys of this store", f"xksfast key schedule-deletion {name} KEY", live)
+        )
+    if scheduled:
+        found.append(
+            Obstacle(
+                f"{len(scheduled)} KMS keys are pending deletion in AWS: 7 to 30 days, until when it can be cancelled",
+                f"xksfast store sync {name}",
+                len(scheduled),
+                waits=True,
+            )
+        )
+    if enabled := [key for key in keys if key.enabled and not key.blocked]:
+        found.append(
+            Obstacle(f"{len(enabled)} keys are enabled", f"xksfast key disable {name} {_each(enabled[0].external_key_id, enabled)}",
+                     len(enabled))
+        )  # fmt: skip
+    if keys:
+        found.append(
+            Obstacle(f"{len(keys)} keys are there", f"xksfast key delete {name} {_each(keys[0].external_key_id, keys)}", len(keys))
+        )
+    if store.link is not None:
+        if store.link.connection_state not in ("DISCONNECTED", ""):
+            found.append(
+                Obstacle(f"custom key store {store.link.custom_key_store_id} is {store.link.connection_state}",
+                         f"xksfast store disconnect {name}")
+            )  # fmt: skip
+        found.append(
+            Obstacle(f"custom key store {store.link.custom_key_store_id} is there in AWS", f"xksfast store delete {name} --aws")
+        )
+    else:
+        found.append(Obstacle("nothing else stands in the way", f"xksfast store delete {name}"))
+    return found
+
+
+def _each(first: str, keys: list[Key]) -> str:
+    return first if len(keys) == 1 else "KEY"

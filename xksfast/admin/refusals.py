@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A use case says no: what was asked, which rule it breaks, and what to do instead. REST renders it as problem+json, the CLI as text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from xksfast.errors import OperatorError
+
+Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conflict", "stale", "too_many", "unavailable"]
+
+
+class Refused(OperatorError):
+    """category: what kind of no. rule: its stable name, for scripts ("store-has-keys"). field: the member at fault, or "".
+
+    what, why, next: a sentence each. status_known: False when the change may have been made all the same.
+    """
+
+    exit_code = 3
+
+    def __init__(self, category: Category, rule: str, what: str, *, why: str = "", next: str = "", field: str = "") -> None:
+        super().__init__(" ".join(f"{part}." if not part.endswith((".", "?")) else part for part in (what, why, next) if part))
+        self.category = category
+        self.rule = rule
+        self.field = field
+        self.what = what
+        self.why = why
+        self.next = next
+
+
+def invalid(field: str, problem: str | None, value: object = None) -> None:
+    """Refuse when there is a problem. value: shown, so it must not be a secret."""
+    if problem is not None:
+        shown = f" {value!r}" if value is not None else ""
+        raise Refused("invalid", "field-invalid", f"{field}{shown}: {problem}", field=field)
+
+
+def no_such(kind: str, name: str, near: str = "") -> Refused:
+    """kind: "key store", "key", ... near: what " (did you mean …?)" adds."""
+    return Refused("not_found", "no-such-object", f"There is no {kind} {name!r}{near}")
