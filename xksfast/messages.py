@@ -267,12 +267,20 @@ class KeyUse(Part):
     encryptions: int
 
 
+class CredentialUse(Part):
+    """When a credential last signed a request that was accepted, in unix seconds."""
+
+    store: str
+    access_key_id: str
+    last_used: int
+
+
 class UsageReport(Message):
-    """Answer to AskUsage, and a worker's last words: what was used since the report before. credentials: id -> unix seconds."""
+    """Answer to AskUsage, and a worker's last words: what was used since the report before."""
 
     worker: int
     keys: tuple[KeyUse, ...] = ()
-    credentials: dict[str, int] = {}
+    credentials: tuple[CredentialUse, ...] = ()
 
 
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain

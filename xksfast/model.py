@@ -84,7 +84,7 @@ class Delta(Value):
     reset: bool = False
     complete: bool = True
     removed_stores: tuple[str, ...] = ()
-    removed_credentials: tuple[str, ...] = ()  # access key ids
+    removed_credentials: tuple[tuple[str, str], ...] = ()  # (store, access key id)
     removed_keys: tuple[tuple[str, str], ...] = ()  # (store, external key id)
     key_stores: tuple[KeyStore, ...] = ()
     credentials: tuple[Credential, ...] = ()

@@ -58,6 +58,10 @@ class Event(msgspec.Struct, frozen=True):
     after: bytes | None
     hash: bytes
 
+    def object_before(self) -> Stored | None:
+        """The object as it was until then; None: it is new."""
+        return None if self.before is None else decode_object(self.kind, self.before)
+
     def object_after(self) -> Stored | None:
         """The object as it is since then; None: gone. DecodeError when a newer program wrote it."""
         return None if self.after is None else decode_object(self.kind, self.after)

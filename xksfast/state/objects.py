@@ -97,7 +97,7 @@ class KeyStore(Stored, frozen=True):
 
 
 class Credential(Stored, frozen=True):
-    """A SigV4 credential of one store. secret_id: of the sealed secret access key. state: only ACTIVE ones are served.
+    """A SigV4 credential of one store. secret_id: of the sealed secret access key.
 
     superseded_at: when a rotation issued its successor, 0: it is the newest. It is served until it is removed.
     """
@@ -112,7 +112,7 @@ class Credential(Stored, frozen=True):
 
     @property
     def id(self) -> str:
-        return self.access_key_id
+        return credential_id(self.store, self.access_key_id)
 
 
 class SourceKey(Stored, frozen=True):
@@ -209,6 +209,11 @@ class Operator(Stored, frozen=True):
 KINDS: dict[str, type[Stored]] = {
     kind.kind: kind for kind in (KeyStore, Credential, SourceKey, Key, AwsConnection, Operator)
 }
+
+
+def credential_id(store: str, access_key_id: str) -> str:
+    """The id of a Credential: "payments/AAAA…". Two stores may have the same access key id: the path tells the store first."""
+    return f"{store}/{access_key_id}"
 
 
 def key_id(store: str, external_key_id: str) -> str:

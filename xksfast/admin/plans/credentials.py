@@ -15,18 +15,22 @@ from xksfast.toml_reader import nearest
 
 
 def new_credential(state: State, store: str, access_key_id: str, *, now: int) -> Credential:
-    """Of a store that may not be there yet. Its secret goes by its access key id."""
+    """Of a store that may not be there yet."""
     invalid("access_key_id", rules.access_key_id_problem(access_key_id), access_key_id)
-    if access_key_id in state.credentials:
-        other = state.credentials[access_key_id].store
+    if access_key_id in state.credentials_of(store):
         raise Refused(
             "conflict",
             "access-key-id-taken",
-            f"Access key id {access_key_id} belongs to key store {other!r} already",
+            f"Key store {store!r} has a credential {access_key_id} already",
             next="Use another one, or let it be made",
             field="access_key_id",
         )
-    return Credential(access_key_id=access_key_id, store=store, secret_id=f"credential/{access_key_id}", created_at=now)
+    return Credential(access_key_id=access_key_id, store=store, secret_id=secret_id(store, access_key_id), created_at=now)
+
+
+def secret_id(store: str, access_key_id: str) -> str:
+    """Under which its secret access key is sealed."""
+    return f"credential/{store}/{access_key_id}"
 
 
 def rotate(state: State, store: str, access_key_id: str, *, now: int) -> list[Change]:

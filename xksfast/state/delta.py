@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State -> what workers are told: everything, or what an event changed, with secret pages that hold the derived keys.
+
+Every credential gets a signing key for yesterday, today and tomorrow (UTC): a request signed just before midnight is still good
+after it, and the key for the next day is with every worker long before the day begins. A `local` key or a credential whose secret
+cannot be opened is reported and left without a slot: its requests are refused, all others are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from xksfast import model
+from xksfast.errors import OperatorError
+from xksfast.native.crypto import SecretPages, utc_day
+from xksfast.state.events import Event
+from xksfast.state.objects import Credential, Key, KeyStore, SourceKey, Stored, source_key_id
+from xksfast.state.projection import State
+
+DAY_S = 86400
+PART_OBJECTS = 2000  # of one message: some milliseconds of a worker's time
+
+Item = TypeVar("Item")
+Days = tuple[str, str, str]
+
+
+class SecretSource(Protocol):
+    """Where secrets are opened. Both raise OperatorError, which says what to do."""
+
+    def derive_signing_keys(
+        self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int
+    ) -> None:
+        """The SigV4 signing key of each day into the slots from first_slot on."""
+
+    def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
+        """The 32 bytes of a `local` key into a slot."""
+
+
+def covered_days(now: int) -> Days:
+    """Yesterday, today and tomorrow of `now` (unix seconds), as "YYYYMMDD"."""
+    return utc_day(now - DAY_S), utc_day(now), utc_day(now + DAY_S)
+
+
+@dataclass
+class _Selection:
+    """What a delta is about: objects as they are now, and names of those that are gone."""
+
+    key_stores: list[KeyStore] = field(default_factory=list)
+    credentials: list[Credential] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    removed_stores: list[str] = field(default_factory=list)
+    removed_credentials: list[tuple[str, str]] = field(default_factory=list)
+    removed_keys: list[tuple[str, str]] = field(default_factory=list)
+
+
+class DeltaBuilder:
+    """Makes deltas. on_problem: told about every secret that cannot be opened, a sentence each.
+
+    withheld: (kind, id) of stores and keys that are to be served as blocked, whatever the state says.
+    """
+
+    def __init__(
+        self,
+        secrets: SecretSource,
+        on_problem: Callable[[str], None],
+        withheld: Collection[tuple[str, str]] = (),
+    ) -> None:
+        self._secrets = secrets
+        self._on_problem = on_problem
+        self.withheld = withheld
+
+    def whole(self, state: State, days: Days) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """All of `state`, in parts."""
+        everything = _Selection(
+            key_stores=list(state.key_stores.values()),
+            credentials=[credential for credential in state.credentials.values() if credential.store in state.key_stores],
+            keys=[key for key in state.keys.values() if key.store in state.key_stores],
+        )
+        yield from self._parts(state, everything, days, base_seq=0, reset=True)
+
+    def since(self, state: State, events: Iterable[Event], days: Days) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """What `events`, after which the state is `state`, change for workers: possibly nothing, but always one delta at least."""
+        events = list(events)
+        touched = dict.fromkeys((event.kind, event.id) for event in events)
+        selection = _Selection()
+        former: dict[tuple[str, str], Stored] = {}
+        for event in events:
+            if event.before is not None and (event.kind, event.id) not in former:
+                before = event.object_before()
+                if before is not None:
+                    former[event.kind, event.id] = before
+        for kind, id_ in touched:
+            self._select(state, kind, id_, former.get((kind, id_)), selection)
+        yield from self._parts(state, selection, days, base_seq=events[0].seq - 1, reset=False)
+
+    def signing_keys(self, state: State, days: Days) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """The credentials' keys for other days than before; nothing else is new."""
+        selection = _Selection(credentials=[c for c in state.credentials.values() if c.store in state.key_stores])
+        yield from self._parts(state, selection, days, base_seq=state.seq, reset=False)
+
+    def restrictions(self, state: State, targets: Iterable[tuple[str, str]]) -> model.Delta:
+        """The objects as they are to be served now, without anything new that would need a secret: for withheld ones."""
+        selection = _Selection()
+        for kind, id_ in targets:
+            if kind == "key_store" and id_ in state.key_stores:
+                selection.key_stores.append(state.key_stores[id_])
+            elif kind == "key" and id_ in state.keys:
+                selection.keys.append(state.keys[id_])
+        return model.Delta(
+            base_seq=state.seq,
+            seq=state.seq,
+            key_stores=tuple(self._store(store) for store in selection.key_stores),
+            keys=tuple(self._key(key, {}) for key in selection.keys),
+        )
+
+    # --- choosing
+
+    def _select(self, state: State, kind: str, id_: str, former: Stored | None, into: _Selection) -> None:
+        match kind:
+            case "key_store":
+                if id_ in state.key_stores:
+                    into.key_stores.append(state.key_stores[id_])
+                else:
+                    into.removed_stores.append(id_)
+            case "credential":
+                if id_ in state.credentials:
+                    into.credentials.append(state.credentials[id_])
+                elif isinstance(former, Credential):
+                    into.removed_credentials.append((former.store, former.access_key_id))
+            case "key":
+                if id_ in state.keys:
+                    into.keys.append(state.keys[id_])
+                elif isinstance(former, Key):
+                    into.removed_keys.append((former.store, former.external_key_id))
+
+    # --- rendering
+
+    def _parts(
+        self, state: State, selection: _Selection, days: Days, *, base_seq: int, reset: bool
+    ) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """Stores first, since what belongs to them follows. All parts carry the same base_seq and seq."""
+        stores, credentials, keys = iter(selection.key_stores), iter(selection.credentials), iter(selection.keys)
+        removed = selection
+        left = len(selection.key_stores) + len(selection.credentials) + len(selection.keys)
+        first = True
+        while True:
+            some_stores = _take(stores, PART_OBJECTS)
+            some_credentials = _take(credentials, PART_OBJECTS - len(some_stores))
+            some_keys = _take(keys, PART_OBJECTS - len(some_stores) - len(some_credentials))
+            left -= len(some_stores) + len(some_credentials) + len(some_keys)
+            slots = len(days) * len(some_credentials) + self._local_slots(state, some_keys)
+            pages = SecretPages.new(slots) if slots else None
+            hand = _Slots(pages)
+            delta = model.Delta(
+                base_seq=base_seq,
+                seq=state.seq,
+                reset=reset,
+                complete=left == 0,
+                removed_stores=tuple(removed.removed_stores) if first else (),
+                removed_credentials=tuple(removed.removed_credentials) if first else (),
+                removed_keys=tuple(removed.removed_keys) if first else (),
+                key_stores=tuple(self._store(store) for store in some_stores),
+                credentials=tuple(
+                    rendered
+                    for credential in some_credentials
+                    if (rendered := self._credential(state, credential, days, hand)) is not None
+                ),
+                keys=tuple(self._key(key, self._local_keys(state, key, hand)) for key in some_keys),
+            )
+            yield delta, pages
+            if left == 0:
+                return
+            first = False
+
+    def _store(self, store: KeyStore) -> model.KeyStore:
+        return model.KeyStore(
+            name=store.name,
+            uri_path_prefix=store.uri_path_prefix,
+            region=store.region,
+            key_source=store.key_source,
+            partition_group=store.partition_group,
+            blocked=store.blocked or ("key_store", store.id) in self.withheld,
+            allowed_principals=store.allowed_principals,
+            aad_scheme=store.aad_scheme,
+        )
+
+    def _key(self, key: Key, local_slots: dict[int, int]) -> model.Key:
+        return model.Key(
+            store=key.store,
+            external_key_id=key.external_key_id,
+            versions=tuple(
+                model.KeyVersion(number=version.number, label=version.label, local_slot=local_slots.get(version.number))
+                for version in key.versions
+            ),
+            usage=key.usage,
+            enabled=key.enabled,
+            blocked=key.blocked or ("key", key.id) in self.withheld,
+        )
+
+    def _credential(self, state: State, credential: Credential, days: Days, slots: _Slots) -> model.Credential | None:
+        first = slots.take(len(days))
+        region = state.key_stores[credential.store].region
+        try:
+            self._secrets.derive_signing_keys(credential, region, days, slots.pages_in_use(), first)
+        except OperatorError as error:
+            self._on_problem(f"key store {credential.store}: credential {credential.access_key_id}: {error}")
+            return None
+        return model.Credential(
+            store=credential.store,
+            access_key_id=credential.access_key_id,
+            signing_keys={day: first + number for number, day in enumerate(days)},
+        )
+
+    @staticmethod
+    def _local_slots(state: State, keys: list[Key]) -> int:
+        return sum(len(key.versions) for key in keys if state.place_of(key.store) == "local")
+
+    def _local_keys(self, state: State, key: Key, slots: _Slots) -> dict[int, int]:
+        """Slots by version number; a version that cannot be unsealed has none."""
+        if state.place_of(key.store) != "local":
+            return {}
+        found = {}
+        for version in key.versions:
+            slot = slots.take(1)
+            source = state.source_keys.get(source_key_id("local", version.label))
+            try:
+                if source is None:
+                    raise OperatorError(f"there is no local key {version.label!r}")
+                self._secrets.unseal_local_key(source, slots.pages_in_use(), slot)
+            except OperatorError as error:
+                self._on_problem(f"key store {key.store}: key {key.external_key_id}: {error}")
+            else:
+                found[version.number] = slot
+        return found
+
+
+class _Slots:
+    """Hands out the slots of one set of pages, one after the other."""
+
+    def __init__(self, pages: SecretPages | None) -> None:
+        self._pages = pages
+        self._next = 0
+
+    def take(self, count: int) -> int:
+        self._next += count
+        return self._next - count
+
+    def pages_in_use(self) -> SecretPages:
+        assert self._pages is not None
+        return self._pages
+
+
+def _take(items: Iterator[Item], count: int) -> list[Item]:
+    return list(islice(items, count))
