@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands the state to the workers of this node and collects what they acknowledge.
+
+A worker is given everything once, when it is linked, then what changes. Two acknowledgements follow each delta: "restricted" (all that
+it blocks, disables or removes is in force, for answers in flight too), at once, and "applied" (all of it is served), which may wait for
+a token. A newcomer's trap: secret pages are wiped when nobody refers to them any more, so they are kept, in order, until the worker has
+acknowledged the delta they belong to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from xksfast import messages
+from xksfast.channel import Channel
+from xksfast.log import Log
+from xksfast.model import Delta
+from xksfast.native.crypto import SecretPages
+from xksfast.state.delta import Days, DeltaBuilder, covered_days
+from xksfast.state.events import Event
+from xksfast.state.projection import State
+
+WHOLE_KEPT_S = 5.0  # workers are started one after the other
+
+Part = tuple[Delta, SecretPages | None]
+
+
+@dataclass
+class _Worker:
+    """One worker's line. restricted, applied: event sequence numbers that it has acknowledged. awaited: pages of deltas under way."""
+
+    channel: Channel
+    restricted: int = 0
+    applied: int = 0
+    awaited: deque[list[SecretPages]] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """workers: that confirmed, with the milliseconds it took; pending: that did not in time."""
+
+    workers: dict[int, float]
+    pending: tuple[int, ...]
+
+
+class Publisher:
+    """The workers of this node. on_use: is handed every UsageReport."""
+
+    def __init__(self, builder: DeltaBuilder, log: Log, on_use: Callable[[messages.UsageReport], None]) -> None:
+        self._builder = builder
+        self._log = log
+        self._on_use = on_use
+        self._state: State | None = None
+        self._days: Days | None = None
+        self._workers: dict[int, _Worker] = {}
+        self._whole: tuple[int, frozenset[tuple[str, str]], list[Part]] | None = None
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- what is served
+
+    def serve(self, state: State) -> None:
+        """Everything, to every worker."""
+        self._state, self._days, self._whole = state, covered_days(int(time.time())), None
+        for number in self._workers:
+            self._give_whole(number)
+
+    def publish(self, events: list[Event]) -> None:
+        """What the state, which has taken these events over, has new. In order, and each event once."""
+        if self._state is None or not events:
+            return
+        assert self._days is not None
+        self._whole = None
+        self._give_all(self._builder.since(self._state, events, self._days))
+
+    def restrict(self, targets: Iterable[tuple[str, str]]) -> None:
+        """(kind, id) of stores and keys that the builder now withholds, or does not any more."""
+        if self._state is not None:
+            self._whole = None
+            self._give_all(iter([(self._builder.restrictions(self._state, targets), None)]))
+
+    def renew_signing_keys(self) -> bool:
+        """When the day has changed since the last time; True when new keys went out."""
+        days = covered_days(int(time.time()))
+        if self._state is None or days == self._days:
+            return False
+        self._days, self._whole = days, None
+        self._give_all(self._builder.signing_keys(self._state, days))
+        return True
+
+    def _give_all(self, parts: Iterator[Part]) -> None:
+        rendered = list(parts)
+        for worker in self._workers.values():
+            self._give(worker, rendered)
+
+    def _give_whole(self, number: int) -> None:
+        """Rendered once for all workers that begin at the same time; not kept longer than that."""
+        assert self._state is not None
+        assert self._days is not None
+        withheld = frozenset(self._builder.withheld)
+        if self._whole is None or self._whole[:2] != (self._state.seq, withheld):
+            self._whole = (self._state.seq, withheld, list(self._builder.whole(self._state, self._days)))
+            asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole, self._whole)
+        self._give(self._workers[number], self._whole[2])
+
+    def _forget_whole(self, whole: object) -> None:
+        if self._whole is whole:
+            self._whole = None
+
+    def _give(self, worker: _Worker, parts: list[Part]) -> None:
+        for delta, pages in parts:
+            worker.channel.send(messages.ApplyDelta(delta=delta), pages.fd if pages is not None else None)
+        worker.awaited.append([pages for _, pages in parts if pages is not None])
+
+    # --- workers
+
+    def link(self, number: int, fd: int) -> None:
+        """A worker was started; fd: a socket to it, ours from now on."""
+        former = self._workers.pop(number, None)
+        if former is not None:
+            former.channel.close()
+        self._workers[number] = _Worker(
+            Channel(
+                socket.socket(fileno=fd),
+                messages.WorkerToControl,
+                on_message=lambda message, _: self._on_worker(number, message),
+                on_close=lambda: self._forget(number),
+            )
+        )
+        if self._state is not None:
+            self._give_whole(number)
+
+    def ask_usage(self) -> None:
+        """The answers go to on_use."""
+        for worker in self._workers.values():
+            worker.channel.send(messages.AskUsage())
+
+    def _forget(self, number: int) -> None:
+        self._workers.pop(number, None)
+        self._notify()
+
+    def _on_worker(self, number: int, message: messages.WorkerToControl) -> None:
+        worker = self._workers.get(number)
+        if worker is None:
+            return
+        match message:
+            case messages.DeltaRestricted():
+                worker.restricted = message.seq
+            case messages.DeltaApplied():
+                worker.restricted = worker.applied = message.seq
+                if worker.awaited:
+                    worker.awaited.popleft()
+                self._report(message)
+            case messages.DeltaRefused():
+                self._log.error("delta_refused", worker=number, seq=message.seq, has_seq=message.has_seq, problem=message.problem)
+                worker.awaited.clear()
+                if self._state is not None:
+                    self._give_whole(number)
+            case messages.UsageReport():
+                self._on_use(message)
+                return
+        self._notify()
+
+    def _report(self, message: messages.DeltaApplied) -> None:
+        for problem in message.problems:
+            self._log.error("key_not_served", worker=message.worker, problem=problem)
+        for note in message.notes:
+            self._log.warning("key_served_in_part", worker=message.worker, note=note)
+        self._log.info("delta_applied", worker=message.worker, seq=message.seq, problems=len(message.problems))
+
+    def _notify(self) -> None:
+        async def wake() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        task = asyncio.get_running_loop().create_task(wake())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- acknowledgements
+
+    @property
+    def restricted_seq(self) -> int:
+        """What every worker has restricted."""
+        return min((worker.restricted for worker in self._workers.values()), default=0)
+
+    @property
+    def applied_seq(self) -> int:
+        """What every worker serves."""
+        return min((worker.applied for worker in self._workers.values()), default=0)
+
+    async def restricted(self, seq: int, patience_s: float) -> Acknowledged:
+        """Wait until every worker has restricted event `seq`. A worker that ends meanwhile serves nothing, so it does not count."""
+        return await self._acknowledged(lambda worker: worker.restricted >= seq, patience_s)
+
+    async def applied(self, seq: int, patience_s: float) -> Acknowledged:
+        """Wait until every worker serves event `seq`."""
+        return await self._acknowledged(lambda worker: worker.applied >= seq, patience_s)
+
+    async def _acknowledged(self, done: Callable[[_Worker], bool], patience_s: float) -> Acknowledged:
+        began = time.monotonic()
+        confirmed: dict[int, float] = {}
+
+        def complete() -> bool:
+            for number, worker in self._workers.items():
+                if number not in confirmed and done(worker):
+                    confirmed[number] = round((time.monotonic() - began) * 1000, 1)
+            return all(number in confirmed for number in self._workers)
+
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(complete), patience_s)
+            except TimeoutError:
+                pass
+        pending = tuple(number for number, worker in self._workers.items() if not done(worker))
+        return Acknowledged(confirmed, pending)
