@@ -81,24 +81,44 @@ class Proxy(Table, frozen=True):
 
 
 class Admin(Table, frozen=True):
-    """[admin]."""
+    """[admin]: the REST listener, and this node's name among others that share a database.
+
+    certificate, private_key: PEM files; "" takes those of [proxy.tls]; without either the listener speaks plain HTTP, on loopback only.
+    token_file: written at the first start, with the token of an operator "root" of role admin, when there is no operator.
+    node: "" takes the host's name. url: by which other nodes reach this listener, for blocks that cannot wait for the database; "" when
+    there is one node only. ca_file: what the other nodes' certificates are checked against.
+    """
 
     listen: str = "127.0.0.1:8444"
+    certificate: str = ""
+    private_key: str = ""
+    token_file: str = "admin.token"
+    node: str = ""
+    url: str = ""
+    ca_file: str = ""
 
 
 class State(Table, frozen=True):
-    """[state]. url: where key stores and keys stand: "file:///abs/stores.toml", or "file:stores.toml" beside this file.
+    """[state]. url: where key stores and keys stand: "sqlite:///xksfast.db", "postgresql://user@host/database", or a file that
+    describes them: "file:///abs/stores.toml", "file:stores.toml". Relative paths start where this file is.
 
-    master_key_file: seals `local` keys; a 0600 file of 32 bytes or 64 hexadecimal digits. "" when there are no `local` keys.
+    master_key_file: seals secrets; a 0600 file of 32 bytes or 64 hexadecimal digits. directory: for what this node itself must
+    remember (blocks that no database has heard of yet, the last state it served); "" takes "state" beside this file.
     """
 
-    url: str = ""
+    url: str = "sqlite:///xksfast.db"
     master_key_file: str = ""
+    directory: str = "state"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the state is a file, which nobody administers."""
+        return self.url.startswith("file:")
 
     @property
     def store_file(self) -> str:
-        """The path in a file: url."""
-        return self.url.removeprefix("file://")
+        """The path in a file: url; "" for a database."""
+        return self.url.removeprefix("file://") if self.is_file else ""
 
 
 class Module(Table, frozen=True):
@@ -216,7 +236,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     assert config is not None  # every table of a Config has a default
     _check_proxy(config.proxy, problems)
     if config.admin is not None:
-        _check_addresses("admin.listen", (config.admin.listen,), problems)
+        _check_admin(config.admin, config.proxy, problems)
     _check_state(config.state, problems)
     _check_names(config, problems)
     _check_partitions(config, problems)
@@ -272,6 +292,20 @@ def _check_proxy(proxy: Proxy, problems: Problems) -> None:
         _check_addresses("proxy.health.listen", (proxy.health.listen,), problems)
 
 
+def _check_admin(admin: Admin, proxy: Proxy, problems: Problems) -> None:
+    if bool(admin.certificate) != bool(admin.private_key):
+        absent = "private_key" if admin.certificate else "certificate"
+        problems.add(f"admin.{absent}", "certificate and private_key go together")
+    if admin.url and not admin.url.startswith("https://"):
+        problems.add("admin.url", "must be https://host:port: other nodes send blocks there")
+    for address in _check_addresses("admin.listen", (admin.listen,), problems):
+        if not address.is_loopback and not admin.certificate and proxy.tls is None:
+            problems.add(
+                "admin.listen",
+                f"{address} would speak plain HTTP to other machines: set admin.certificate and admin.private_key, or add [proxy.tls]",
+            )
+
+
 def _check_addresses(key: str, texts: tuple[str, ...], problems: Problems) -> list[Address]:
     found: list[Address] = []
     for text in texts:
@@ -290,10 +324,14 @@ def _check_state(state: State, problems: Problems) -> None:
     if any(problem.key.startswith("state") for problem in problems.found):
         return
     scheme = state.url.partition(":")[0]
-    if not state.url:
-        problems.add("state.url", "is missing: use file:///absolute/path/stores.toml")
-    elif scheme != "file":
-        problems.add("state.url", f"{scheme!r} is no state this version reads: use file:///absolute/path/stores.toml")
+    if scheme not in ("sqlite", "postgresql", "file"):
+        problems.add(
+            "state.url",
+            f"{scheme!r} is no state that can be read: use sqlite:///xksfast.db, postgresql://user@host/database or "
+            "file:///absolute/path/stores.toml",
+        )
+    elif scheme == "sqlite" and len(state.url) <= len("sqlite:///"):
+        problems.add("state.url", "names no file: use sqlite:///xksfast.db, or sqlite:////var/lib/xksfast/xksfast.db")
     elif state.url.startswith("file://") and not state.url.startswith("file:///"):
         problems.add("state.url", "a file: URL has three slashes and an absolute path: file:///etc/xksfast/stores.toml")
     elif state.url.rstrip("/") == "file:":
@@ -380,11 +418,21 @@ def _resolved(config: Config, directory: Path) -> Config:
             private_key=absolute(tls.private_key),
             client_ca=absolute(tls.client_ca),
         )
+    url = config.state.url
+    if config.state.is_file:
+        url = "file://" + absolute(url.removeprefix("file://").removeprefix("file:"))
+    elif url.startswith("sqlite:///"):
+        url = "sqlite:///" + absolute(url.removeprefix("sqlite:///"))
     state = replace(
         config.state,
-        url="file://" + absolute(config.state.url.removeprefix("file://").removeprefix("file:")),
+        url=url,
         master_key_file=absolute(config.state.master_key_file),
+        directory=absolute(config.state.directory),
     )
+    admin = config.admin if config.state.is_file else config.admin or Admin()
+    if admin is not None:
+        paths = {field: absolute(getattr(admin, field)) for field in ("certificate", "private_key", "token_file", "ca_file")}
+        admin = replace(admin, **paths)
     modules = {  # a bare library name is left to the dynamic linker
         name: replace(module, path=absolute(module.path) if "/" in module.path else module.path)
         for name, module in config.modules.items()
@@ -393,4 +441,4 @@ def _resolved(config: Config, directory: Path) -> Config:
         name: replace(partition, pin_file=absolute(partition.pin_file or "") or None)
         for name, partition in config.partitions.items()
     }
-    return replace(config, proxy=replace(config.proxy, tls=tls), state=state, modules=modules, partitions=partitions)
+    return replace(config, proxy=replace(config.proxy, tls=tls), admin=admin, state=state, modules=modules, partitions=partitions)

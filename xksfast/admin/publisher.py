@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from xksfast import messages
@@ -28,13 +29,18 @@ from xksfast.state.projection import State
 WHOLE_KEPT_S = 5.0  # workers are started one after the other
 
 Part = tuple[Delta, SecretPages | None]
+Reading = Callable[[], AbstractContextManager[State]]  # the state, which nothing changes within the with block
 
 
 @dataclass
 class _Worker:
-    """One worker's line. restricted, applied: event sequence numbers that it has acknowledged. awaited: pages of deltas under way."""
+    """One worker's line. given, restricted, applied: sequence numbers of events that it was told and has acknowledged.
+
+    awaited: the secret pages of each delta under way.
+    """
 
     channel: Channel
+    given: int = 0
     restricted: int = 0
     applied: int = 0
     awaited: deque[list[SecretPages]] = field(default_factory=deque)
@@ -55,64 +61,71 @@ class Publisher:
         self._builder = builder
         self._log = log
         self._on_use = on_use
-        self._state: State | None = None
+        self._reading: Reading | None = None
+        self._seq = 0
         self._days: Days | None = None
         self._workers: dict[int, _Worker] = {}
-        self._whole: tuple[int, frozenset[tuple[str, str]], list[Part]] | None = None
+        self._whole: list[Part] | None = None  # of the newest state, for workers that begin at the same time
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what is served
 
-    def serve(self, state: State) -> None:
-        """Everything, to every worker."""
-        self._state, self._days, self._whole = state, covered_days(int(time.time())), None
+    def serve(self, reading: Reading) -> None:
+        """Everything, to every worker. reading: see there; used from now on."""
+        self._reading, self._days, self._whole = reading, covered_days(int(time.time())), None
+        with reading() as state:
+            self._seq = state.seq
         for number in self._workers:
             self._give_whole(number)
 
     def publish(self, events: list[Event]) -> None:
-        """What the state, which has taken these events over, has new. In order, and each event once."""
-        if self._state is None or not events:
+        """What the state, which has taken these events over, has new. In order, whole transactions, each event once."""
+        if self._reading is None or not events or events[-1].seq <= self._seq:
             return
         assert self._days is not None
-        self._whole = None
-        self._give_all(self._builder.since(self._state, events, self._days))
+        self._seq = events[-1].seq
+        with self._reading() as state:
+            self._give_all(self._builder.since(state, events, self._days))
 
-    def restrict(self, targets: Iterable[tuple[str, str]]) -> None:
+    def withhold(self, targets: Iterable[tuple[str, str]]) -> None:
         """(kind, id) of stores and keys that the builder now withholds, or does not any more."""
-        if self._state is not None:
-            self._whole = None
-            self._give_all(iter([(self._builder.restrictions(self._state, targets), None)]))
+        if self._reading is not None:
+            assert self._days is not None
+            with self._reading() as state:
+                self._give_all(self._builder.withholding(state, targets, self._days, self._seq))
 
     def renew_signing_keys(self) -> bool:
         """When the day has changed since the last time; True when new keys went out."""
         days = covered_days(int(time.time()))
-        if self._state is None or days == self._days:
+        if self._reading is None or days == self._days:
             return False
-        self._days, self._whole = days, None
-        self._give_all(self._builder.signing_keys(self._state, days))
+        self._days = days
+        with self._reading() as state:
+            self._give_all(self._builder.signing_keys(state, days, self._seq))
         return True
 
     def _give_all(self, parts: Iterator[Part]) -> None:
-        rendered = list(parts)
+        rendered, self._whole = list(parts), None
         for worker in self._workers.values():
-            self._give(worker, rendered)
+            if rendered[0][0].base_seq >= worker.given:  # else it was given everything meanwhile
+                self._give(worker, rendered)
 
     def _give_whole(self, number: int) -> None:
-        """Rendered once for all workers that begin at the same time; not kept longer than that."""
-        assert self._state is not None
+        assert self._reading is not None
         assert self._days is not None
-        withheld = frozenset(self._builder.withheld)
-        if self._whole is None or self._whole[:2] != (self._state.seq, withheld):
-            self._whole = (self._state.seq, withheld, list(self._builder.whole(self._state, self._days)))
+        if self._whole is None:
+            with self._reading() as state:
+                self._whole = list(self._builder.whole(state, self._days))
             asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole, self._whole)
-        self._give(self._workers[number], self._whole[2])
+        self._give(self._workers[number], self._whole)
 
-    def _forget_whole(self, whole: object) -> None:
+    def _forget_whole(self, whole: list[Part]) -> None:
         if self._whole is whole:
             self._whole = None
 
     def _give(self, worker: _Worker, parts: list[Part]) -> None:
+        worker.given = parts[-1][0].seq
         for delta, pages in parts:
             worker.channel.send(messages.ApplyDelta(delta=delta), pages.fd if pages is not None else None)
         worker.awaited.append([pages for _, pages in parts if pages is not None])
@@ -132,7 +145,7 @@ class Publisher:
                 on_close=lambda: self._forget(number),
             )
         )
-        if self._state is not None:
+        if self._reading is not None:
             self._give_whole(number)
 
     def ask_usage(self) -> None:
@@ -159,7 +172,7 @@ class Publisher:
             case messages.DeltaRefused():
                 self._log.error("delta_refused", worker=number, seq=message.seq, has_seq=message.has_seq, problem=message.problem)
                 worker.awaited.clear()
-                if self._state is not None:
+                if self._reading is not None:
                     self._give_whole(number)
             case messages.UsageReport():
                 self._on_use(message)

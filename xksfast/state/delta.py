@@ -79,10 +79,13 @@ class DeltaBuilder:
             credentials=[credential for credential in state.credentials.values() if credential.store in state.key_stores],
             keys=[key for key in state.keys.values() if key.store in state.key_stores],
         )
-        yield from self._parts(state, everything, days, base_seq=0, reset=True)
+        yield from self._parts(state, everything, days, base_seq=0, seq=state.seq, reset=True)
 
     def since(self, state: State, events: Iterable[Event], days: Days) -> Iterator[tuple[model.Delta, SecretPages | None]]:
-        """What `events`, after which the state is `state`, change for workers: possibly nothing, but always one delta at least."""
+        """What `events` change for workers: possibly nothing, but always one delta at least.
+
+        state: as it is after them, or later; then objects are newer than the delta says, and the next delta repeats them.
+        """
         events = list(events)
         touched = dict.fromkeys((event.kind, event.id) for event in events)
         selection = _Selection()
@@ -94,27 +97,24 @@ class DeltaBuilder:
                     former[event.kind, event.id] = before
         for kind, id_ in touched:
             self._select(state, kind, id_, former.get((kind, id_)), selection)
-        yield from self._parts(state, selection, days, base_seq=events[0].seq - 1, reset=False)
+        yield from self._parts(state, selection, days, base_seq=events[0].seq - 1, seq=events[-1].seq, reset=False)
 
-    def signing_keys(self, state: State, days: Days) -> Iterator[tuple[model.Delta, SecretPages | None]]:
-        """The credentials' keys for other days than before; nothing else is new."""
+    def signing_keys(self, state: State, days: Days, seq: int) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """The credentials' keys for other days than before; nothing else is new. seq: what the workers were given last."""
         selection = _Selection(credentials=[c for c in state.credentials.values() if c.store in state.key_stores])
-        yield from self._parts(state, selection, days, base_seq=state.seq, reset=False)
+        yield from self._parts(state, selection, days, base_seq=seq, seq=seq, reset=False)
 
-    def restrictions(self, state: State, targets: Iterable[tuple[str, str]]) -> model.Delta:
-        """The objects as they are to be served now, without anything new that would need a secret: for withheld ones."""
+    def withholding(
+        self, state: State, targets: Iterable[tuple[str, str]], days: Days, seq: int
+    ) -> Iterator[tuple[model.Delta, SecretPages | None]]:
+        """The objects `targets`, (kind, id), as they are to be served now that `withheld` has changed."""
         selection = _Selection()
         for kind, id_ in targets:
             if kind == "key_store" and id_ in state.key_stores:
                 selection.key_stores.append(state.key_stores[id_])
             elif kind == "key" and id_ in state.keys:
                 selection.keys.append(state.keys[id_])
-        return model.Delta(
-            base_seq=state.seq,
-            seq=state.seq,
-            key_stores=tuple(self._store(store) for store in selection.key_stores),
-            keys=tuple(self._key(key, {}) for key in selection.keys),
-        )
+        yield from self._parts(state, selection, days, base_seq=seq, seq=seq, reset=False)
 
     # --- choosing
 
@@ -139,7 +139,7 @@ class DeltaBuilder:
     # --- rendering
 
     def _parts(
-        self, state: State, selection: _Selection, days: Days, *, base_seq: int, reset: bool
+        self, state: State, selection: _Selection, days: Days, *, base_seq: int, seq: int, reset: bool
     ) -> Iterator[tuple[model.Delta, SecretPages | None]]:
         """Stores first, since what belongs to them follows. All parts carry the same base_seq and seq."""
         stores, credentials, keys = iter(selection.key_stores), iter(selection.credentials), iter(selection.keys)
@@ -156,7 +156,7 @@ class DeltaBuilder:
             hand = _Slots(pages)
             delta = model.Delta(
                 base_seq=base_seq,
-                seq=state.seq,
+                seq=seq,
                 reset=reset,
                 complete=left == 0,
                 removed_stores=tuple(removed.removed_stores) if first else (),

@@ -6,7 +6,6 @@ There is no log, so nothing can be administered: `[state] url = "file:…"` is f
 
 from __future__ import annotations
 
-from xksfast.errors import OperatorError
 from xksfast.native.crypto import Secret, SecretPages, derive_signing_key
 from xksfast.state.delta import Days
 from xksfast.state.events import GENESIS
@@ -64,15 +63,21 @@ class FileSecrets:
     def __init__(self, local_keys: LocalKeyFiles) -> None:
         self._local_keys = local_keys
 
+    def check(self, state: State) -> None:
+        """OperatorError when a credential's secret cannot be read: a file that says so is refused as a whole."""
+        for credential in state.credentials.values():
+            self._open(credential)
+
     def derive_signing_keys(self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int) -> None:
         """From the file that the credential names."""
-        try:
-            secret = Secret.from_file(credential.secret_id)
-        except OSError as error:
-            raise OperatorError(f"{credential.secret_id}: {error.strerror}") from error
+        secret = self._open(credential)
         for number, day in enumerate(days):
             derive_signing_key(secret, day, region, pages, first_slot + number)
 
     def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
         """From its sealed file."""
         self._local_keys.unseal(source.secret_id, pages, slot)
+
+    @staticmethod
+    def _open(credential: Credential) -> Secret:
+        return Secret.from_file(credential.secret_id)
