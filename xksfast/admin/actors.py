@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asks, and what each role may do. The one table of permissions."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from xksfast.admin.refusals import Refused
+from xksfast.state.events import Origin
+from xksfast.state.objects import Operator, Role
+
+TOKEN_PREFIX = "xkt_"
+
+# What a role may do: "read"; "block"; "operate" (create and change keys, rotate, unblock, link) on the stores it is granted; "manage"
+# (create and delete stores, operators, AWS connections). Blocking needs no more than the role blocker, and every role but auditor has it.
+_RIGHTS: dict[Role, frozenset[str]] = {
+    "admin": frozenset({"read", "block", "operate", "manage"}),
+    "operator": frozenset({"read", "block", "operate"}),
+    "auditor": frozenset({"read"}),
+    "blocker": frozenset({"block"}),
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """An authenticated operator, or a part of the program itself. stores: grants; empty: all. address: of the client, or "local"."""
+
+    name: str
+    role: Role
+    stores: tuple[str, ...] = ()
+    address: str = "local"
+
+    @property
+    def origin(self) -> Origin:
+        """For the event log."""
+        return Origin(actor=self.name, address=self.address)
+
+    def may_see(self, store: str) -> bool:
+        """Whether the store is among the grants."""
+        return not self.stores or store in self.stores
+
+    def require(self, right: str, store: str | None = None) -> None:
+        """Refused unless the role has the right, for this store. A store outside the grants is refused like any other right."""
+        if right not in _RIGHTS[self.role]:
+            roles = [role for role, rights in _RIGHTS.items() if right in rights]
+            raise Refused(
+                "forbidden",
+                "role-lacks-right",
+                f"{self.name} has the role {self.role}, which may not {right}",
+                next=f"Ask someone with the role {' or '.join(roles)}",
+            )
+        if store is not None and not self.may_see(store):
+            raise Refused(
+                "forbidden",
+                "store-not-granted",
+                f"{self.name} has no grant for key store {store!r}",
+                next="Ask an admin for an operator that has it",
+            )
+
+
+def system_actor(what: str) -> Actor:
+    """The program itself: "rotation", "sync", "apply"."""
+    return Actor(name=f"system:{what}", role="admin")
+
+
+def operator_actor(operator: Operator, address: str) -> Actor:
+    """An operator who showed a token."""
+    return Actor(name=f"operator:{operator.name}", role=operator.role, stores=operator.stores, address=address)
+
+
+def new_token() -> tuple[str, str]:
+    """(the token, its SHA-256). 256 random bits, so that a plain hash is enough to keep."""
+    token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    return token, token_hash(token)
+
+
+def token_hash(token: str) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()

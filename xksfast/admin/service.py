@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The use cases of administration: each is one method, whatever face it is called by (REST, CLI, apply).
+
+A use case checks the right, makes what must exist outside the state (a key in a token), then commits one transaction whose plan is
+pure (plans/) and waits until the workers of this node serve it. A newcomer's trap: what is checked before the transaction is checked
+again inside it, on the newest state; the first check only spares the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets as random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from xksfast.admin.actors import Actor, new_token
+from xksfast.admin.blocks import Blocks, Confirmation
+from xksfast.admin.plans import credentials, keys, operators, stores, teardown
+from xksfast.admin.plans.common import find_key, find_store
+from xksfast.admin.publisher import Publisher
+from xksfast.admin.refusals import Refused
+from xksfast.admin.requests import (
+    BulkRequest,
+    ConnectionCreate,
+    CredentialGiven,
+    KeyCreate,
+    KeyRotate,
+    KeyUpdate,
+    OperatorCreate,
+    StoreCreate,
+    StoreUpdate,
+)
+from xksfast.config import Config
+from xksfast.native.crypto import Secret
+from xksfast.state.events import Change, Event
+from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, Operator, Stored, key_id
+from xksfast.state.projection import State
+from xksfast.state.sealing import SealedSecret, Sealer
+from xksfast.state.store import Plan, StateStore
+
+ACCESS_KEY_ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+ACCESS_KEY_ID_CHARS = 20
+SERVED_PATIENCE_S = 5.0  # how long an answer waits for this node's workers; what takes longer is served later, and said so
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class IssuedCredential:
+    """A credential and its secret, which is shown this once."""
+
+    credential: Credential
+    secret_access_key: str
+
+
+class SourceKeys(Protocol):
+    """Makes and proves keys in tokens, in processes of their own."""
+
+    async def make(self, group: str, label: str, usage: Sequence[str]) -> None:
+        """Generate, replicate and prove; nothing when it is there already. OperatorError says why not."""
+
+    async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
+        """A trial encrypt and decrypt on each partition. OperatorError says why not."""
+
+
+class Service:
+    """The use cases. Belongs to the control process's loop; the database is used in the one thread of `run`.
+
+    run: runs a function in that thread, and returns when its events are with the publisher.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        store: StateStore,
+        sealer: Sealer,
+        publisher: Publisher,
+        source_keys: SourceKeys,
+        blocks: Blocks,
+        run: RunsInThread,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._sealer = sealer
+        self._publisher = publisher
+        self._source_keys = source_keys
+        self._blocks = blocks
+        self._run = run
+
+    # --- key stores
+
+    async def create_store(self, actor: Actor, request: StoreCreate) -> tuple[KeyStore, list[IssuedCredential]]:
+        """Create a store with its first credential, after a trial operation on its key source."""
+        actor.require("manage")
+        now = _now()
+        groups = self._config.partition_groups
+        with self._store.reading() as state:
+            planned = stores.new_store(state, request, groups=groups, now=now)
+        if planned.partition_group is not None:
+            await self._source_keys.prove(planned.partition_group, planned.health_check_label, ("ENCRYPT", "DECRYPT"))
+        issued, sealed = self._new_credentials(planned.name, request.credentials)
+
+        def plan(state: State) -> Plan:
+            store = stores.new_store(state, request, groups=groups, now=now)
+            made = [credentials.new_credential(state, store.name, access_key_id, now=now) for access_key_id in issued]
+            return Plan(changes=stores.create(store, made), new_secrets=sealed, answer=(store, made))
+
+        store, made = await self._commit(actor, plan)
+        given = {credential.access_key_id for credential in request.credentials}
+        shown = [
+            IssuedCredential(credential, issued[credential.access_key_id])
+            for credential in made
+            if credential.access_key_id not in given
+        ]
+        return store, shown
+
+    async def update_store(self, actor: Actor, name: str, request: StoreUpdate, revision: int | None = None) -> KeyStore:
+        """Change what the request names."""
+        actor.require("operate", name)
+        await self._commit(actor, lambda state: Plan(changes=stores.update(state, name, request, revision)))
+        return self.store(actor, name)
+
+    async def delete_store(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
+        """Delete a store that has no keys and no custom key store in AWS."""
+        actor.require("manage", name)
+
+        def plan(state: State) -> Plan:
+            changes = stores.delete(state, name, revision)
+            return Plan(changes=changes, removed_secrets=_secrets_of(changes))
+
+        await self._commit(actor, plan, dry_run=dry_run)
+
+    async def block_store(self, actor: Actor, name: str, reason: str) -> Confirmation:
+        """The kill switch for a whole store."""
+        actor.require("block", name)
+        return await self._blocks.block(
+            actor, "key_store", name, lambda state: stores.set_blocked(state, name, True, reason), reason
+        )
+
+    async def unblock_store(self, actor: Actor, name: str) -> Confirmation:
+        """Serve it again."""
+        actor.require("operate", name)
+        return await self._blocks.unblock(
+            actor, "key_store", name, lambda state: stores.set_blocked(state, name, False, "")
+        )
+
+    def teardown(self, actor: Actor, name: str) -> list[teardown.Obstacle]:
+        """What stands in the way of deleting the store, and in which order."""
+        actor.require("read", name)
+        with self._store.reading() as state:
+            return teardown.obstacles(state, name)
+
+    def store(self, actor: Actor, name: str) -> KeyStore:
+        """One store."""
+        actor.require("read", name)
+        with self._store.reading() as state:
+            return find_store(state, name)
+
+    def list_stores(self, actor: Actor) -> list[KeyStore]:
+        """All that the actor is granted, by name."""
+        actor.require("read")
+        with self._store.reading() as state:
+            return sorted((s for s in state.key_stores.values() if actor.may_see(s.name)), key=lambda s: s.name)
+
+    # --- credentials
+
+    async def rotate_credential(
+        self, actor: Actor, store: str, given: CredentialGiven | None = None
+    ) -> IssuedCredential:
+        """A new credential; those that there are stay until they are removed. given: made elsewhere, its secret is not shown."""
+        actor.require("operate", store)
+        now = _now()
+        issued, sealed = self._new_credentials(store, (given,) if given else ())
+        (access_key_id,) = issued
+
+        def plan(state: State) -> Plan:
+            changes = credentials.rotate(state, store, access_key_id, now=now)
+            return Plan(changes=changes, new_secrets=sealed, answer=changes[0].after)
+
+        credential = await self._commit(actor, plan)
+        return IssuedCredential(credential, "" if given else issued[access_key_id])
+
+    async def remove_credential(self, actor: Actor, store: str, access_key_id: str, *, dry_run: bool = False) -> None:
+        """Requests signed with it are refused from now on."""
+        actor.require("operate", store)
+
+        def plan(state: State) -> Plan:
+            changes = credentials.remove(state, store, access_key_id)
+            return Plan(changes=changes, removed_secrets=_secrets_of(changes))
+
+        await self._commit(actor, plan, dry_run=dry_run)
+
+    def list_credentials(self, actor: Actor, store: str) -> list[Credential]:
+        """Oldest first."""
+        actor.require("read", store)
+        with self._store.reading() as state:
+            find_store(state, store)
+            return list(state.credentials_of(store).values())
+
+    # --- keys
+
+    async def create_key(self, actor: Actor, store: str, request: KeyCreate) -> Key:
+        """A HYOK key, with a source key of its own unless the request names one."""
+        actor.require("operate", store)
+        now = _now()
+        with self._store.reading() as state:
+            keys.check_new(state, store, request)
+            place = state.place_of(store)
+        label = request.label or _new_label(store, request.external_key_id, 1)
+        owned = await self._provide_source(actor, place, label, request.usage, make=not request.label or request.create)
+        plan: Callable[[State], Plan] = lambda state: Plan(  # noqa: E731
+            changes=keys.create(state, store, request, label, owned=owned, now=now)
+        )
+        await self._commit(actor, plan)
+        return self.key(actor, store, request.external_key_id)
+
+    async def rotate_key(self, actor: Actor, store: str, external_key_id: str, request: KeyRotate) -> Key:
+        """A new version that encrypts from now on; all former ones go on decrypting."""
+        actor.require("operate", store)
+        now = _now()
+        with self._store.reading() as state:
+            key = keys.check_rotation(state, store, external_key_id, request.label)
+            place = state.place_of(store)
+        label = request.label or _new_label(store, external_key_id, key.versions[-1].number + 1)
+        owned = await self._provide_source(actor, place, label, key.usage, make=not request.label)
+        await self._commit(
+            actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
+        )
+        return self.key(actor, store, external_key_id)
+
+    async def update_key(
+        self, actor: Actor, store: str, external_key_id: str, request: KeyUpdate, revision: int | None = None
+    ) -> Key:
+        """Change what the request names."""
+        actor.require("operate", store)
+        await self._commit(
+            actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision))
+        )
+        return self.key(actor, store, external_key_id)
+
+    async def enable_key(self, actor: Actor, store: str, external_key_id: str, enabled: bool) -> Key:
+        """Enable or disable."""
+        actor.require("operate", store)
+        await self._commit(actor, lambda state: Plan(changes=keys.set_enabled(state, store, external_key_id, enabled)))
+        return self.key(actor, store, external_key_id)
+
+    async def delete_key(
+        self, actor: Actor, store: str, external_key_id: str, revision: int | None = None, *, dry_run: bool = False
+    ) -> None:
+        """Forget a key that is disabled. Key material in an HSM stays where it is."""
+        actor.require("operate", store)
+        await self._commit(
+            actor, lambda state: Plan(changes=keys.delete(state, store, external_key_id, revision)), dry_run=dry_run
+        )
+
+    async def block_key(self, actor: Actor, store: str, external_key_id: str, reason: str) -> Confirmation:
+        """The kill switch for one key."""
+        actor.require("block", store)
+        return await self._blocks.block(
+            actor,
+            "key",
+            key_id(store, external_key_id),
+            lambda state: keys.set_blocked(state, store, external_key_id, True, reason),
+            reason,
+        )
+
+    async def unblock_key(self, actor: Actor, store: str, external_key_id: str) -> Confirmation:
+        """Serve it again."""
+        actor.require("operate", store)
+        return await self._blocks.unblock(
+            actor,
+            "key",
+            key_id(store, external_key_id),
+            lambda state: keys.set_blocked(state, store, external_key_id, False, ""),
+        )
+
+    def key(self, actor: Actor, store: str, external_key_id: str) -> Key:
+        """One key."""
+        actor.require("read", store)
+        with self._store.reading() as state:
+            return find_key(state, store, external_key_id)
+
+    def list_keys(self, actor: Actor, store: str) -> list[Key]:
+        """Of one store, in the order of their making."""
+        actor.require("read", store)
+        with self._store.reading() as state:
+            find_store(state, store)
+            return list(state.keys_of(store).values())
+
+    # --- many at once
+
+    async def bulk(self, actor: Actor, request: BulkRequest, progress: Callable[[int, int], None]) -> list[tuple[str, str]]:
+        """The same for each store and key that is named; (name, what went wrong or "") in that order. Goes on after a refusal."""
+        targets = [(name, "") for name in request.stores]
+        targets += [(store, key) for store, _, key in (each.partition("/") for each in request.keys)]
+        results = []
+        for number, (store, key) in enumerate(targets, 1):
+            problem = ""
+            try:
+                await self._bulk_step(actor, request, store, key)
+            except Refused as refusal:
+                problem = str(refusal)
+            results.append((key_id(store, key) if key else store, problem))
+            progress(number, len(targets))
+        return results
+
+    async def _bulk_step(self, actor: Actor, request: BulkRequest, store: str, key: str) -> None:
+        match request.action, bool(key):
+            case "block", True:
+                await self.block_key(actor, store, key, request.reason)
+            case "block", False:
+                await self.block_store(actor, store, request.reason)
+            case "unblock", True:
+                await self.unblock_key(actor, store, key)
+            case "unblock", False:
+                await self.unblock_store(actor, store)
+            case ("enable" | "disable"), True:
+                await self.enable_key(actor, store, key, request.action == "enable")
+            case _:
+                raise Refused(
+                    "invalid",
+                    "stores-have-no-such-state",
+                    f"A key store cannot be {request.action}d",
+                    next="Block or unblock it",
+                    field="stores",
+                )
+
+    # --- operators and AWS connections
+
+    async def create_operator(self, actor: Actor, request: OperatorCreate) -> tuple[Operator, str]:
+        """(the operator, the token, which is shown this once)."""
+        actor.require("manage")
+        token, hashed = new_token()
+        now = _now()
+        await self._commit(actor, lambda state: Plan(changes=operators.create(state, request, hashed, now=now)))
+        with self._store.reading() as state:
+            return state.operators[request.name], token
+
+    async def delete_operator(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
+        """The token is refused from now on."""
+        actor.require("manage")
+        await self._commit(actor, lambda state: Plan(changes=operators.delete(state, name, now=_now())), dry_run=dry_run)
+
+    def list_operators(self, actor: Actor) -> list[Operator]:
+        """By name."""
+        actor.require("read")
+        with self._store.reading() as state:
+            return sorted(state.operators.values(), key=lambda operator: operator.name)
+
+    async def create_connection(self, actor: Actor, request: ConnectionCreate) -> AwsConnection:
+        """How to reach AWS KMS."""
+        actor.require("manage")
+        await self._commit(actor, lambda state: Plan(changes=operators.create_connection(state, request, now=_now())))
+        with self._store.reading() as state:
+            return state.aws_connections[request.name]
+
+    async def delete_connection(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
+        """One that no linked store uses."""
+        actor.require("manage")
+        await self._commit(actor, lambda state: Plan(changes=operators.delete_connection(state, name)), dry_run=dry_run)
+
+    def list_connections(self, actor: Actor) -> list[AwsConnection]:
+        """By name."""
+        actor.require("read")
+        with self._store.reading() as state:
+            return sorted(state.aws_connections.values(), key=lambda connection: connection.name)
+
+    # --- shared
+
+    def revision(self, value: Stored) -> int:
+        """For its ETag."""
+        with self._store.reading() as state:
+            return state.revisions[value.kind, value.id]
+
+    async def _commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Answer:  # type: ignore[type-var]
+        """Commit, and wait until this node's workers serve it. dry_run: only whether it would be refused."""
+        if dry_run:
+            with self._store.reading() as state:
+                return plan(state).answer  # type: ignore[no-any-return]
+        committed = await self._run(lambda: self._store.transact(actor.origin, plan))
+        if committed.events:
+            await self._publisher.applied(committed.events[-1].seq, SERVED_PATIENCE_S)
+        return committed.answer  # type: ignore[no-any-return]
+
+    async def _provide_source(self, actor: Actor, place: str, label: str, usage: Sequence[str], *, make: bool) -> bool:
+        """The source key is there and proven when this returns; whether it is ours."""
+        if place != "local":
+            if make:
+                await self._run(
+                    lambda: self._store.transact(
+                        actor.origin, lambda state: Plan(changes=keys.begin_source(state, place, label, "", now=_now()))
+                    )
+                )
+                await self._source_keys.make(place, label, usage)
+            else:
+                await self._source_keys.prove(place, label, usage)
+            return make
+        with self._store.reading() as state:
+            exists = f"local/{label}" in state.source_keys
+        if exists:
+            return True
+        if not make:
+            raise Refused(
+                "not_found",
+                "no-such-source-key",
+                f"There is no local key {label!r}",
+                next="Leave the label out, or set create, to have one made",
+                field="label",
+            )
+        secret_id = f"local_key/{label}"
+        sealed = self._sealer.new_local_key(secret_id)
+
+        def plan(state: State) -> Plan:
+            changes = keys.begin_source(state, "local", label, secret_id, now=_now())
+            return Plan(changes=changes, new_secrets=[sealed] if changes else [])
+
+        await self._run(lambda: self._store.transact(actor.origin, plan))
+        return True
+
+    def _new_credentials(
+        self, store: str, given: Sequence[CredentialGiven]
+    ) -> tuple[dict[str, str], list[SealedSecret]]:
+        """Access key id -> secret, and the secrets sealed; one new credential when none is given."""
+        issued: dict[str, str] = {}
+        sealed = []
+        for one in given:
+            text = one.secret_access_key.get_secret_value()
+            issued[one.access_key_id] = text
+            secret_id = credentials.secret_id(store, one.access_key_id)
+            sealed.append(self._sealer.seal(Secret.from_bytes(text.encode()), secret_id, "credential"))
+        if not given:
+            access_key_id = "".join(random.choice(ACCESS_KEY_ID_ALPHABET) for _ in range(ACCESS_KEY_ID_CHARS))
+            row, issued[access_key_id] = self._sealer.new_credential_secret(credentials.secret_id(store, access_key_id))
+            sealed.append(row)
+        return issued, sealed
+
+
+class RunsInThread(Protocol):
+    """See Service."""
+
+    async def __call__(self, work: Callable[[], Answer]) -> Answer:
+        """The result of work()."""
+
+
+def _now() -> int:
+    return int(time.time())
+
+
+def _new_label(store: str, external_key_id: str, version: int) -> str:
+    """A name that says what it is for, and is never used twice: what an attempt that failed left behind is not taken for it."""
+    return f"xksfast.{store}.{external_key_id}.v{version}.{random.token_hex(4)}"[-128:]
+
+
+def _secrets_of(changes: Sequence[Change]) -> list[str]:
+    """Ids of the secrets that go with removed credentials."""
+    return [change.before.secret_id for change in changes if isinstance(change.before, Credential) and change.after is None]
