@@ -218,8 +218,12 @@ class StateRefused(Message):
 
 
 class ApplyDelta(Message):
-    """Serve this from now on. fd: the secret pages that its slots point into, unless it needs none."""
+    """Serve this from now on. fd: the secret pages that its slots point into, unless it needs none.
 
+    number: counts the messages to this worker; its acknowledgements say up to which one they hold.
+    """
+
+    number: int
     delta: Delta
 
 
@@ -231,18 +235,20 @@ class AskUsage(Message):
 
 
 class DeltaRestricted(Message):
-    """All that the deltas up to `seq` block, disable or remove is so from now on, for answers in flight as well."""
+    """All that the deltas up to message `number` block, disable or remove is so from now on, for answers in flight as well."""
 
+    number: int
     seq: int
     worker: int
 
 
 class DeltaApplied(Message):
-    """All of the deltas up to `seq` is served. problems: keys that cannot be served and what to do, a sentence each.
+    """All of the deltas up to message `number`, which was complete, is served.
 
-    notes: keys that only some partitions of their group serve.
+    problems: keys that cannot be served and what to do, a sentence each. notes: keys that only some partitions of their group serve.
     """
 
+    number: int
     seq: int
     worker: int
     problems: tuple[str, ...] = ()
@@ -252,6 +258,7 @@ class DeltaApplied(Message):
 class DeltaRefused(Message):
     """The delta does not follow on what the worker has: it must be given everything anew."""
 
+    number: int
     seq: int
     worker: int
     has_seq: int

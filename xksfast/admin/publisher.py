@@ -36,14 +36,16 @@ Reading = Callable[[], AbstractContextManager[State]]  # the state, which nothin
 class _Worker:
     """One worker's line. given, restricted, applied: sequence numbers of events that it was told and has acknowledged.
 
-    awaited: the secret pages of each delta under way.
+    sent_number, restricted_number: the same in messages. awaited: message number and secret pages of each delta under way.
     """
 
     channel: Channel
     given: int = 0
     restricted: int = 0
     applied: int = 0
-    awaited: deque[list[SecretPages]] = field(default_factory=deque)
+    sent_number: int = 0
+    restricted_number: int = 0
+    awaited: deque[tuple[int, SecretPages]] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,11 @@ class Publisher:
     def _give(self, worker: _Worker, parts: list[Part]) -> None:
         worker.given = parts[-1][0].seq
         for delta, pages in parts:
-            worker.channel.send(messages.ApplyDelta(delta=delta), pages.fd if pages is not None else None)
-        worker.awaited.append([pages for _, pages in parts if pages is not None])
+            worker.sent_number += 1
+            if pages is not None:
+                worker.awaited.append((worker.sent_number, pages))
+            message = messages.ApplyDelta(number=worker.sent_number, delta=delta)
+            worker.channel.send(message, pages.fd if pages is not None else None)
 
     # --- workers
 
@@ -163,10 +168,11 @@ class Publisher:
             return
         match message:
             case messages.DeltaRestricted():
-                worker.restricted = message.seq
+                worker.restricted, worker.restricted_number = message.seq, message.number
             case messages.DeltaApplied():
                 worker.restricted = worker.applied = message.seq
-                if worker.awaited:
+                worker.restricted_number = message.number
+                while worker.awaited and worker.awaited[0][0] <= message.number:
                     worker.awaited.popleft()
                 self._report(message)
             case messages.DeltaRefused():
@@ -214,6 +220,13 @@ class Publisher:
     async def applied(self, seq: int, patience_s: float) -> Acknowledged:
         """Wait until every worker serves event `seq`."""
         return await self._acknowledged(lambda worker: worker.applied >= seq, patience_s)
+
+    async def withheld(self, patience_s: float) -> Acknowledged:
+        """Wait until every worker has restricted all that it was sent until now."""
+        sent = {id(worker): worker.sent_number for worker in self._workers.values()}
+        return await self._acknowledged(
+            lambda worker: worker.restricted_number >= sent.get(id(worker), worker.restricted_number), patience_s
+        )
 
     async def _acknowledged(self, done: Callable[[_Worker], bool], patience_s: float) -> Acknowledged:
         began = time.monotonic()

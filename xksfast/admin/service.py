@@ -209,7 +209,7 @@ class Service:
         with self._store.reading() as state:
             keys.check_new(state, store, request)
             place = state.place_of(store)
-        label = request.label or _new_label(store, request.external_key_id, 1)
+        label = request.label or _new_label(request.external_key_id, 1)
         owned = await self._provide_source(actor, place, label, request.usage, make=not request.label or request.create)
         plan: Callable[[State], Plan] = lambda state: Plan(  # noqa: E731
             changes=keys.create(state, store, request, label, owned=owned, now=now)
@@ -224,7 +224,7 @@ class Service:
         with self._store.reading() as state:
             key = keys.check_rotation(state, store, external_key_id, request.label)
             place = state.place_of(store)
-        label = request.label or _new_label(store, external_key_id, key.versions[-1].number + 1)
+        label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label)
         await self._commit(
             actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
@@ -449,9 +449,9 @@ def _now() -> int:
     return int(time.time())
 
 
-def _new_label(store: str, external_key_id: str, version: int) -> str:
+def _new_label(external_key_id: str, version: int) -> str:
     """A name that says what it is for, and is never used twice: what an attempt that failed left behind is not taken for it."""
-    return f"xksfast.{store}.{external_key_id}.v{version}.{random.token_hex(4)}"[-128:]
+    return f"xksfast-{external_key_id[:90]}-v{version}-{random.token_hex(4)}"
 
 
 def _secrets_of(changes: Sequence[Change]) -> list[str]:

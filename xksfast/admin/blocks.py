@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kill switch: enforced here first, then recorded and told to the other nodes, all at the same time.
+
+From the moment a node is listed as confirmed it serves nothing more for that store or key. A database that is away delays only the
+record: the block stands in this node's journal, and in that of every node that heard of it, until the event log has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from xksfast.admin.actors import Actor
+from xksfast.admin.block_journal import BlockJournal, PendingBlock
+from xksfast.admin.publisher import Publisher
+from xksfast.admin.refusals import Refused
+from xksfast.errors import OperatorError
+from xksfast.log import Log
+from xksfast.state.delta import DeltaBuilder
+from xksfast.state.events import Change, Event, Origin
+from xksfast.state.projection import State
+from xksfast.state.store import Committed, Plan, StateStore
+
+LOCAL_PATIENCE_S = 1.0
+PEERS_PATIENCE_S = 2.0
+RECORD_PATIENCE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A node that serves nothing more of it. ms: from the request to its confirmation."""
+
+    node: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """pending: nodes that did not confirm in time, with what is known of it. recorded: it stands in the event log."""
+
+    confirmed: tuple[Confirmed, ...]
+    pending: tuple[str, ...]
+    recorded: bool
+
+
+class Peers(Protocol):
+    """The other nodes that share the state."""
+
+    def names(self) -> list[str]:
+        """Of those that are alive, as far as is known."""
+
+    async def tell_block(self, node: str, block: PendingBlock) -> None:
+        """Returns when it has confirmed. OperatorError or OSError: it has not."""
+
+    async def restricted(self, node: str, seq: int) -> None:
+        """Returns when its workers have restricted event `seq`."""
+
+
+class Blocks:
+    """Blocks of this node. run: see Service."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        journal: BlockJournal,
+        builder: DeltaBuilder,
+        publisher: Publisher,
+        store: StateStore,
+        peers: Peers,
+        run: Callable[[Callable[[], Committed]], asyncio.Future[Committed]],
+        log: Log,
+    ) -> None:
+        self._node = node
+        self._journal = journal
+        self._builder = builder
+        self._publisher = publisher
+        self._store = store
+        self._peers = peers
+        self._run = run
+        self._log = log
+        self._withhold()
+
+    # --- asked for here
+
+    async def block(
+        self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]], reason: str
+    ) -> Confirmation:
+        """Refused when there is no such object. Asking twice confirms twice."""
+        began = time.monotonic()
+        with self._store.reading() as state:
+            plan(state)  # refuses what is not there
+        block = PendingBlock(
+            block_id=secrets.token_hex(8),
+            kind=kind,
+            target=target,
+            reason=reason,
+            actor=actor.name,
+            address=actor.address,
+            node=self._node,
+            at_ms=int(time.time() * 1000),
+        )
+        confirmed: list[Confirmed] = []
+        pending: list[str] = []
+
+        async def confirm(node: str, work: Callable[[], asyncio.Future[None]], patience_s: float) -> None:
+            try:
+                await asyncio.wait_for(work(), patience_s)
+            except (OperatorError, OSError, TimeoutError) as error:
+                pending.append(f"{node}: {error or 'no answer in time'}")
+            else:
+                confirmed.append(Confirmed(node, round((time.monotonic() - began) * 1000, 1)))
+
+        record = asyncio.ensure_future(self._record(block, plan))
+        tasks = [confirm(self._node, lambda: asyncio.ensure_future(self.enforce(block)), LOCAL_PATIENCE_S)]
+        tasks += [
+            confirm(node, lambda node=node: asyncio.ensure_future(self._peers.tell_block(node, block)), PEERS_PATIENCE_S)  # type: ignore[misc]
+            for node in self._peers.names()
+        ]
+        await asyncio.gather(*tasks)
+        done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
+        recorded = bool(done) and record.exception() is None and record.result()
+        self._log.warning("blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded)
+        return Confirmation(tuple(confirmed), tuple(pending), recorded)
+
+    async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
+        """Needs the database: what is not recorded must not be undone by a node that was not told."""
+        began = time.monotonic()
+        committed = await self._run(lambda: self._store.transact(actor.origin, lambda state: Plan(changes=plan(state))))
+        self._settle({block.block_id for block in self._journal.pending() if (block.kind, block.target) == (kind, target)})
+        seq = committed.events[-1].seq if committed.events else 0
+        await self._publisher.applied(seq, LOCAL_PATIENCE_S)
+        confirmed = [Confirmed(self._node, round((time.monotonic() - began) * 1000, 1))]
+        pending = []
+        for node in self._peers.names():
+            try:
+                await asyncio.wait_for(self._peers.restricted(node, seq), PEERS_PATIENCE_S)
+            except (OperatorError, OSError, TimeoutError) as error:
+                pending.append(f"{node}: {error or 'no answer in time'}")
+            else:
+                confirmed.append(Confirmed(node, round((time.monotonic() - began) * 1000, 1)))
+        return Confirmation(tuple(confirmed), tuple(pending), True)
+
+    # --- heard of
+
+    async def enforce(self, block: PendingBlock) -> None:
+        """Nothing more is served of it by this node when this returns, and it survives a restart."""
+        self._journal.add(block)
+        self._withhold()
+        self._publisher.withhold([(block.kind, block.target)])
+        answered = await self._publisher.withheld(LOCAL_PATIENCE_S)
+        if answered.pending:
+            raise OperatorError(f"workers {', '.join(map(str, answered.pending))} did not confirm in time")
+
+    def on_events(self, events: Iterable[Event]) -> None:
+        """The log says so itself: the journal need not any more."""
+        recorded = {(event.kind, event.id) for event in events if event.action in ("store.block", "key.block")}
+        settled = {block.block_id for block in self._journal.pending() if (block.kind, block.target) in recorded}
+        if settled:
+            self._settle(settled)
+
+    async def record_pending(self, plan_of: Callable[[PendingBlock], Callable[[State], list[Change]]]) -> None:
+        """Once a second: what the database missed. A store or key that is gone since needs no block."""
+        for block in self._journal.pending():
+            try:
+                await self._record(block, plan_of(block))
+            except Refused:
+                self._settle({block.block_id})
+
+    async def _record(self, block: PendingBlock, plan: Callable[[State], list[Change]]) -> bool:
+        origin = Origin(actor=block.actor, address=block.address)
+        try:
+            await self._run(lambda: self._store.transact(origin, lambda state: Plan(changes=plan(state))))
+        except Refused:
+            raise
+        except OperatorError as error:
+            self._log.error("block_not_recorded", kind=block.kind, id=block.target, problem=str(error))
+            return False
+        self._settle({block.block_id})
+        return True
+
+    def _settle(self, block_ids: set[str]) -> None:
+        before = self._journal.targets()
+        self._journal.settle(block_ids)
+        self._withhold()
+        freed = before - self._journal.targets()
+        if freed:  # as the state says from now on: it may have been unblocked
+            self._publisher.withhold(freed)
+
+    def _withhold(self) -> None:
+        self._builder.withheld = self._journal.targets()
