@@ -225,7 +225,7 @@ class Service:
             key = keys.check_rotation(state, store, external_key_id, request.label)
             place = state.place_of(store)
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
-        owned = await self._provide_source(actor, place, label, key.usage, make=not request.label)
+        owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
         await self._commit(
             actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
         )
