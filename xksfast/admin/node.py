@@ -14,39 +14,38 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from msgspec.structs import replace
-
 from xksfast import messages
 from xksfast._version import __version__
-from xksfast.admin.actors import Actor, new_token, system_actor
+from xksfast.admin.actors import new_token, system_actor
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
 from xksfast.admin.publisher import Publisher
-from xksfast.admin.refusals import Refused
 from xksfast.admin.requests import KeyRotate
 from xksfast.admin.schedule import due, invocation_level
 from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
-from xksfast.admin.token_master import configured_token
+from xksfast.admin.token_master import TokenMasterKey
 from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
+from xksfast.state.away import AwayDatabase
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
 from xksfast.state.events import Change, Event
 from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_copy
 from xksfast.state.master_key import configured_master_key
-from xksfast.state.objects import KeyStore, Operator
+from xksfast.state.objects import Operator
 from xksfast.state.projection import State
-from xksfast.state.records import Checkpoint, NodeRow
+from xksfast.state.records import Checkpoint, Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
@@ -94,6 +93,8 @@ class Node:
         self._last_used: dict[tuple[str, str], int] = {}
         self._api: Api | None = None
         self._went_back = ""
+        self._silence = ""
+        self._away = False
 
     # --- start
 
@@ -105,25 +106,26 @@ class Node:
             self._opened = True
             for work in (self._follow(), self._beat()):
                 self._spawn(work)
-            threading.Thread(target=self._listen, daemon=True, name="listen").start()
         with self._store.reading() as state:
             return messages.StateLoaded(seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys))
 
     async def _open(self) -> None:
-        master = configured_master_key(self._config.state, lambda partition, label: configured_token(self._config, partition, label))
+        self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
         copy = await self._run(lambda: read_copy(self._copy_file))
         try:
-            self._database, self._sealer = await self._run(lambda: _open_database(self._config.state.url, self.name, master))
+            self._database, self._sealer = await self._run(self._connect)
         except StateUnavailable as error:
             if copy is None:
                 raise
-            raise StateUnavailable(f"{error}. The local copy of event {copy[0].seq} is not served: see below") from error
-        self._store = StateStore(self._database, self.name, on_events=self._applied)
-        await self._run(self._store.open)
-        self._secrets = SecretRows(self._database, self._sealer)
-        await self._run(self._secrets.load)
-        self._keep_blocks(journal, copy)
+            await self._run(lambda: self._take_copy(copy, error))
+        else:
+            self._store = StateStore(self._database, self.name, on_events=self._applied)
+            await self._run(self._store.open)
+            self._secrets = SecretRows(self._database, self._sealer)
+            await self._run(self._secrets.load)
+            await self._run(lambda: self._keep_blocks(journal, copy))
+            self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self._on_use)
         self._peers = HttpPeers(self.name, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._database.nodes))
@@ -146,26 +148,75 @@ class Node:
             blocks=self.blocks,
             run=self._run,
         )
+        if not self._away:
+            await self._make_root()
+            await self._read_use()
+        self._publisher.serve(self._store.reading)
+
+    def _connect(self) -> tuple[Database, Sealer]:
+        """In the state thread. The first node of a new state makes its data key, under the write lock."""
+        database = Database.open(self._config.state.url)
+        try:
+            rows = database.data_keys()
+            if not rows:
+                with database.write(self.name) as writer:
+                    rows = writer.data_keys()
+                    if not rows:
+                        _, row = Sealer.new(self._master, now=int(time.time()))
+                        writer.put_data_key(row)
+                        rows = [row]
+            return database, Sealer.open_with(self._master, rows)
+        except BaseException:
+            database.close()
+            raise
+
+    def _take_copy(self, copy: tuple[LocalCopy, bytes, bytes], why: StateUnavailable) -> None:
+        """In the state thread: serve what we knew, until the database is there."""
+        known, mac, over = copy
+        self._sealer = Sealer.open_with(self._master, known.data_keys)
+        if not is_genuine(mac, over, self._sealer):
+            raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
+        self._database = AwayDatabase(str(why))
+        self._store = StateStore(self._database, self.name, on_events=self._applied)
+        self._store.adopt(Loaded(known.objects, known.seq, known.head))
+        self._secrets = SecretRows(self._database, self._sealer)
+        self._secrets.adopt(known.secrets)
+        self._away = True
+        self._heard_at = time.monotonic()
+        self._log.error("local_copy_served", seq=known.seq, why=str(why))
+
+    async def _come_back(self) -> None:
+        """The database may be there now: follow it, if it goes on where the copy ended."""
+        database, self._sealer = await self._run(self._connect)
+        self._database = database
+        self._store.connect(database)
+        self._secrets.connect(database, self._sealer)
+        self._away = False
+        self._begin_to_listen()
         await self._make_root()
+        await self._read_use()
+        self._log.info("database_is_back")
+
+    async def _read_use(self) -> None:
         use = await self._run(self._database.use)
         self._encryptions = {(u.store, u.external_key_id, u.version): u.encryptions for u in use.keys}
         self._last_used = {(u.store, u.access_key_id): u.last_used for u in use.credentials}
-        self._publisher.serve(self._store.reading)
+
+    def _begin_to_listen(self) -> None:
+        threading.Thread(target=self._listen, args=(self._database,), daemon=True, name="listen").start()
 
     @property
     def _copy_file(self) -> Path:
         return self._directory / "copy.jsonl"
 
     def _keep_blocks(self, journal: BlockJournal, copy: tuple[LocalCopy, bytes, bytes] | None) -> None:
-        """A database that was restored from before a block must not undo it: what this node knew as blocked goes to its journal."""
+        """In the state thread. A database that was restored from before a block must not undo it: the block goes to the journal."""
         if copy is None or not is_genuine(copy[1], copy[2], self._sealer):
             return
         known = copy[0]
+        if known.seq == 0 or self._database.news(known.seq)[0] == known.head:  # it goes on where we were
+            return
         with self._store.reading() as state:
-            if state.seq >= known.seq:  # it is ahead, as it should be; whether it is the same log is seen by its hash
-                row = self._database.news(known.seq)[0] if known.seq else known.head
-                if row == known.head:
-                    return
             for value, _ in known.objects:
                 blocked = getattr(value, "blocked", False)
                 now = state.find(value.kind, value.id)
@@ -229,8 +280,8 @@ class Node:
         self._publisher.publish(events)
         self.blocks.on_events(events)
 
-    def _listen(self) -> None:
-        self._database.listen(lambda _: self._loop.call_soon_threadsafe(self._hint.set), self._stop)
+    def _listen(self, database: Database) -> None:
+        database.listen(lambda _: self._loop.call_soon_threadsafe(self._hint.set), self._stop)
 
     async def _follow(self) -> None:
         """A hint is fast, the poll is sure."""
@@ -239,18 +290,30 @@ class Node:
                 await asyncio.wait_for(self._hint.wait(), POLL_INTERVAL_S)
             self._hint.clear()
             try:
+                if self._away:
+                    await self._come_back()
                 events = await self._run(self._store.catch_up)
             except StateWentBack as error:
                 if str(error) != self._went_back:
                     self._went_back = str(error)
                     self._log.error("state_went_back", problem=str(error))
             except StateError as error:
-                self._log.warning("state_not_heard", problem=str(error))
+                self._say_silence(str(error))
                 await asyncio.sleep(POLL_INTERVAL_S)
             else:
+                self._say_silence("")
                 self._heard_at = time.monotonic()
                 if events:
                     await self._say_alive()  # other nodes wait for our acknowledgement
+
+    def _say_silence(self, problem: str) -> None:
+        """Once when the database falls silent, once when it is heard again."""
+        if bool(problem) != bool(self._silence):
+            if problem:
+                self._log.error("state_not_heard", problem=problem)
+            else:
+                self._log.info("state_heard_again", silent_s=round(time.monotonic() - self._heard_at, 1))
+        self._silence = problem
 
     async def _beat(self) -> None:
         while True:
@@ -270,8 +333,8 @@ class Node:
         try:
             await self._run(lambda: self._database.heartbeat(row))
             self._peers.update(await self._run(self._database.nodes))
-        except StateError as error:
-            self._log.warning("heartbeat_not_written", problem=str(error))
+        except StateError:
+            pass  # _follow tells of it
 
     # --- once a second
 

@@ -27,6 +27,18 @@ class SecretRows:
         """All of them, in the place of what was known before."""
         self._rows = {row.id: row for row in self._database.secrets()}
 
+    def adopt(self, rows: Iterable[SealedSecret]) -> None:
+        """The same from a local copy, while the database is away."""
+        self._rows = {row.id: row for row in rows}
+
+    def connect(self, database: Database, sealer: Sealer) -> None:
+        """It is there again."""
+        self._database, self.sealer = database, sealer
+
+    def rows(self) -> list[SealedSecret]:
+        """All of them."""
+        return list(self._rows.values())
+
     def follow(self, events: Iterable[Event]) -> None:
         """Fetch what these events name and let go of what they remove."""
         for event in events:
