@@ -143,6 +143,7 @@ class Node:
             config=self._config,
             store=self._store,
             sealer=self._sealer,
+            secrets=self._secrets,
             publisher=self._publisher,
             source_keys=TokenSourceKeys(self._config),
             blocks=self.blocks,

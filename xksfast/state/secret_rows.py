@@ -55,13 +55,14 @@ class SecretRows:
 
     def derive_signing_keys(self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int) -> None:
         """See SecretSource."""
-        self.sealer.derive_signing_keys(self._row(credential.secret_id), days, region, pages, first_slot)
+        self.sealer.derive_signing_keys(self.row(credential.secret_id), days, region, pages, first_slot)
 
     def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
         """See SecretSource."""
-        self.sealer.open_into(self._row(source.secret_id), pages, slot)
+        self.sealer.open_into(self.row(source.secret_id), pages, slot)
 
-    def _row(self, secret_id: str) -> SealedSecret:
+    def row(self, secret_id: str) -> SealedSecret:
+        """OperatorError when it is not there."""
         row = self._rows.get(secret_id)
         if row is None:
             raise OperatorError(f"its secret {secret_id!r} is not in the state: restore the state from a backup, or make it anew")
