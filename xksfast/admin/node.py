@@ -69,9 +69,10 @@ class Api(Protocol):
 
 
 class Node:
-    """Everything of one node. serve_api: starts the REST listener for this node."""
+    """Everything of one node. listener: of REST; None: it is not served."""
 
-    def __init__(self, config: Config, log: Log) -> None:
+    def __init__(self, config: Config, log: Log, listener: socket.socket | None) -> None:
+        self._listener = listener
         self._config = config
         self._admin = config.admin or Admin()
         self._log = log
