@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class Blocks:
         publisher: Publisher,
         store: StateStore,
         peers: Peers,
-        run: Callable[[Callable[[], Committed]], asyncio.Future[Committed]],
+        run: Callable[[Callable[[], Committed]], Awaitable[Committed]],
         log: Log,
     ) -> None:
         self._node = node

@@ -23,6 +23,7 @@ from xksfast._version import __version__
 from xksfast.admin.actors import new_token, system_actor
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
+from xksfast.admin.linking import Linking
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
@@ -54,6 +55,8 @@ POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
 COPY_INTERVAL_S = 10.0
+DUE_INTERVAL_S = 60.0
+SYNC_INTERVAL_S = 300.0
 CHECKPOINT_LABEL = "xksfast checkpoint"
 ROOT = "root"
 
@@ -150,6 +153,7 @@ class Node:
             blocks=self.blocks,
             run=self._run,
         )
+        self.linking = Linking(self.service)
         if not self._away:
             await self._make_root()
             await self._read_use()
@@ -352,8 +356,10 @@ class Node:
             self._publisher.ask_usage()
         if self._is_time("copy", COPY_INTERVAL_S):
             await self._write_copy()
-        if self._is_time("due", 60.0):
-            await self._do_what_is_due()
+        if self._leads and self._is_time("due", DUE_INTERVAL_S):
+            self._spawn(self._do_what_is_due())
+        if self._leads and self._is_time("sync", SYNC_INTERVAL_S):
+            self._spawn(self._sync_with_aws())
 
     def _is_time(self, what: str, interval_s: float) -> bool:
         now = time.monotonic()
@@ -424,21 +430,40 @@ class Node:
             self._database.checkpoint(Checkpoint(seq=seq, hash=head, mac=mac, at_ms=_now_ms()))
             self._checkpoint_seq = seq
 
+    @property
+    def _leads(self) -> bool:
+        """One node does what needs to be done once. Two that both think so do no harm: a transaction decides."""
+        return all(self.name < name for name in self._peers.names())
+
     async def _do_what_is_due(self) -> None:
-        """Each node looks; whoever commits first has done it, and the others find nothing due."""
         with self._store.reading() as state:
             found = due(state, int(time.time()))
         actor = system_actor("rotation")
         for one in found:
             try:
                 if one.action == "rotate_credential":
-                    await self.service.rotate_credential(actor, one.store)
+                    issued = await self.service.rotate_credential(actor, one.store)
+                    if self.service.store(actor, one.store).link is not None:
+                        await self.linking.push_credential(actor, one.store, issued)
                 else:
                     await self.service.rotate_key(actor, one.store, one.external_key_id, KeyRotate())
             except OperatorError as error:
                 self._log.error("rotation_failed", key_store=one.store, external_key_id=one.external_key_id, problem=str(error))
             else:
                 self._log.info("rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why)
+
+    async def _sync_with_aws(self) -> None:
+        actor = system_actor("sync")
+        for store in self.service.list_stores(actor):
+            if store.link is None:
+                continue
+            try:
+                synced = await self.linking.sync_store(actor, store.name)
+            except OperatorError as error:
+                self._log.warning("sync_failed", key_store=store.name, problem=str(error))
+            else:
+                if synced.link is not None and synced.link.drift != store.link.drift:
+                    self._log.warning("drift", key_store=store.name, drift=synced.link.drift)
 
     # --- end
 
