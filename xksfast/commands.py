@@ -19,10 +19,9 @@ from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
 from xksfast.partition_commands import partition_app
 from xksfast.proxy import supervisor
-from xksfast.proxy.listener import Listener
 from xksfast.rehearsal.cli import rehearse_app
 from xksfast.shell.lazy import LazyGroup
-from xksfast.state.store_file import load_store_file
+from xksfast.state.store_file import StoreFile, load_store_file
 
 app = typer.Typer(
     name="xksfast",
@@ -86,7 +85,8 @@ def config_check(file: Annotated[Path, typer.Argument(help="The configuration fi
         config = load_config(file)
         missing = missing_files(config, str(file))
         problems += [str(problem) for problem in missing.found]
-        document = load_store_file(Path(config.state.store_file), config)
+        named = config.state.store_file or config.state.apply
+        document = load_store_file(Path(named), config) if named else StoreFile()
     except OperatorError as error:
         problems += str(error).splitlines()
     if json:
@@ -106,7 +106,7 @@ def dev(
     ] = None,
     http: Annotated[str, typer.Option(help="Plain HTTP address.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="HTTPS address.")] = "127.0.0.1:8443",
-    admin: Annotated[str, typer.Option(help="Administration address; not served by this version.")] = "127.0.0.1:8444",
+    admin: Annotated[str, typer.Option(help="Administration address (HTTPS).")] = "127.0.0.1:8444",
     health: Annotated[
         str | None,
         typer.Option(help="Health listener, for xksfast status; empty: none. Default: 127.0.0.1:8081, or a free port."),
@@ -121,15 +121,19 @@ def dev(
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))
     health = development.default_health() if health is None else health
     try:
-        setup = development.make_setup(directory, http=http, tls=tls, health=health, key_source=key_source, workers=workers)
+        setup = development.make_setup(
+            directory, http=http, tls=tls, admin=admin, health=health, key_source=key_source, workers=workers
+        )
 
-        def announce(listeners: list[Listener], health: Listener | None) -> None:
-            by_tls = {listener.tls: listener.address for listener in listeners}
-            where = (by_tls[False], by_tls[True], health.url if health else None)
+        def announce(bound: supervisor.Bound) -> None:
+            by_tls = {listener.tls: listener.address for listener in bound.proxy}
+            assert bound.admin is not None
+            health_url = bound.health.url if bound.health else None
+            where = development.DevAddresses(by_tls[False], by_tls[True], bound.admin.address, health_url)
             if json:
-                print(orjson.dumps(development.ready_document(setup, *where)).decode(), flush=True)
+                print(orjson.dumps(development.ready_document(setup, where)).decode(), flush=True)
             else:
-                print(development.ready_text(setup, *where), flush=True)
+                print(development.ready_text(setup, where), flush=True)
 
         # A terminal that is closed ends what runs in it; without one SIGHUP reloads, as for serve.
         hangup_ends = sys.stdout.isatty()

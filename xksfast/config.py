@@ -103,12 +103,14 @@ class State(Table, frozen=True):
     describes them: "file:///abs/stores.toml", "file:stores.toml". Relative paths start where this file is.
 
     master_key_file: seals secrets; a 0600 file of 32 bytes or 64 hexadecimal digits. directory: for what this node itself must
-    remember (blocks that no database has heard of yet, the last state it served); "" takes "state" beside this file.
+    remember (blocks that no database has heard of yet, the last state it served). apply: a stores.toml that is applied at each start, as
+    `xksfast apply` does without --prune; "": none.
     """
 
     url: str = "sqlite:///xksfast.db"
     master_key_file: str = ""
     directory: str = "state"
+    apply: str = ""
 
     @property
     def is_file(self) -> bool:
@@ -249,7 +251,7 @@ def missing_files(config: Config, source: str) -> Problems:
     """What stands between a valid configuration and a start: files it names that are not there."""
     problems = Problems(source)
     named: list[tuple[str, str | None]] = [("state.master_key_file", config.state.master_key_file)]
-    named.append(("state.url", config.state.store_file))
+    named += [("state.url", config.state.store_file), ("state.apply", config.state.apply)]
     if config.proxy.tls is not None:
         for field in ("certificate", "private_key", "client_ca"):
             named.append((f"proxy.tls.{field}", getattr(config.proxy.tls, field)))
@@ -428,6 +430,7 @@ def _resolved(config: Config, directory: Path) -> Config:
         url=url,
         master_key_file=absolute(config.state.master_key_file),
         directory=absolute(config.state.directory),
+        apply=absolute(config.state.apply),
     )
     admin = config.admin if config.state.is_file else config.admin or Admin()
     if admin is not None:

@@ -182,7 +182,7 @@ class CertificatesReloaded(Message):
 
 
 class StartControl(Message):
-    """First message of the control process."""
+    """First message of the control process. fd: the listening socket of administration, when there is one."""
 
     config: Config
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class Blocks:
         publisher: Publisher,
         store: StateStore,
         peers: Peers,
-        run: Callable[[Callable[[], Committed]], asyncio.Future[Committed]],
+        run: Callable[[Callable[[], Committed]], Awaitable[Committed]],
         log: Log,
     ) -> None:
         self._node = node
@@ -83,6 +83,7 @@ class Blocks:
         self._peers = peers
         self._run = run
         self._log = log
+        self._stale: set[tuple[str, str]] = set()
         self._withhold()
 
     # --- asked for here
@@ -163,6 +164,13 @@ class Blocks:
         if settled:
             self._settle(settled)
 
+    def withhold_stale(self, targets: set[tuple[str, str]]) -> None:
+        """Stores that do not want to be served from old news; until the next call."""
+        changed = targets ^ self._stale
+        self._stale = targets
+        self._withhold()
+        self._publisher.withhold(changed)
+
     async def record_pending(self, plan_of: Callable[[PendingBlock], Callable[[State], list[Change]]]) -> None:
         """Once a second: what the database missed. A store or key that is gone since needs no block."""
         for block in self._journal.pending():
@@ -192,4 +200,4 @@ class Blocks:
             self._publisher.withhold(freed)
 
     def _withhold(self) -> None:
-        self._builder.withheld = self._journal.targets()
+        self._builder.withheld = self._journal.targets() | self._stale

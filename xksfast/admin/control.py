@@ -66,7 +66,7 @@ class Control:
         match message:
             case messages.StartControl():
                 harden_process()
-                self._node = _make_node(message.config, self._log)
+                self._node = _make_node(message.config, self._log, None if fd is None else socket.socket(fileno=fd))
                 self._spawn(self._load())
                 self._spawn(self._tick())
             case messages.WorkerLink() if fd is not None and self._node is not None:
@@ -102,12 +102,12 @@ class Control:
         task.add_done_callback(self._tasks.discard)
 
 
-def _make_node(config: Config, log: Log) -> NodeKind:
+def _make_node(config: Config, log: Log, listener: socket.socket | None) -> NodeKind:
     if config.state.is_file:
         return FileNode(config, log)
     from xksfast.admin.node import Node  # brings the database and the REST server
 
-    return Node(config, log)
+    return Node(config, log, listener)
 
 
 def main(fd: int) -> int:

@@ -54,6 +54,7 @@ class DevSetup:
     access_key_id: str
     secret_access_key: str
     key_source: str
+    admin_token_file: Path
 
 
 def choose_key_source(wanted: str) -> str:
@@ -84,7 +85,9 @@ def default_health() -> str:
     return usual
 
 
-def make_setup(directory: Path, *, http: str, tls: str, health: str, key_source: str, workers: int) -> DevSetup:
+def make_setup(
+    directory: Path, *, http: str, tls: str, admin: str, health: str, key_source: str, workers: int
+) -> DevSetup:
     """Make in `directory` whatever is not there yet; a directory made before is opened again with its keys and credential."""
     directory = directory.resolve()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,13 +114,17 @@ certificate = "server.pem"
 private_key = "server.key"
 [proxy.health]
 listen = {_toml(health)}
+[admin]
+listen = {_toml(admin)}
+node = "dev"
 [state]
-url = "file:stores.toml"
+url = "sqlite:///xksfast.db"
 master_key_file = "master.key"
+apply = "stores.toml"
 {token}"""
     )
     (directory / "stores.toml").write_text(_stores(source, access_key_id))
-    return DevSetup(directory, config_file, authority.files.certificate, access_key_id, secret, source)
+    return DevSetup(directory, config_file, authority.files.certificate, access_key_id, secret, source, directory / "admin.token")
 
 
 def _toml(value: object) -> str:
@@ -227,16 +234,26 @@ def _remember_key_source(directory: Path, source: str) -> None:
         )
 
 
-def ready_document(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int], health_url: str | None) -> dict[str, object]:
-    """The object of `xksfast dev --json`. http, tls: addresses as bound. health_url: None when there is no health listener."""
+@dataclass(frozen=True)
+class DevAddresses:
+    """As bound; health_url: None when there is no health listener."""
+
+    http: tuple[str, int]
+    tls: tuple[str, int]
+    admin: tuple[str, int]
+    health_url: str | None
+
+
+def ready_document(setup: DevSetup, at: DevAddresses) -> dict[str, object]:
+    """The object of `xksfast dev --json`."""
     return {
         "event": "ready",
         "pid": os.getpid(),
-        "url": f"http://{_host_port(http)}",
-        "tls_url": f"https://localhost:{tls[1]}",
+        "url": f"http://{_host_port(at.http)}",
+        "tls_url": f"https://localhost:{at.tls[1]}",
         "ca_file": str(setup.ca_file),
-        "admin_url": None,
-        "admin_token": None,
+        "admin_url": f"https://localhost:{at.admin[1]}",
+        "admin_token": setup.admin_token_file.read_text().strip(),
         "key_store": STORE,
         "uri_path_prefix": PREFIX,
         "region": REGION,
@@ -244,7 +261,7 @@ def ready_document(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int],
         "secret_access_key": setup.secret_access_key,
         "keys": {name: external_key_id for name, (external_key_id, _) in KEYS.items()},
         "key_source": setup.key_source,
-        "health_url": health_url,
+        "health_url": at.health_url,
     }
 
 
@@ -253,10 +270,11 @@ def _host_port(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def ready_text(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int], health_url: str | None) -> str:
+def ready_text(setup: DevSetup, at: DevAddresses) -> str:
     """What a person reads: where it is, a curl line that works, the environment of AWS's test client, and the warning."""
-    document = ready_document(setup, http, tls, health_url)
-    status = f"{health_url}/metrics, or: xksfast status --partitions --url {health_url}" if health_url else "not listened for"
+    document = ready_document(setup, at)
+    url = at.health_url
+    status = f"{url}/metrics, or: xksfast status --partitions --url {url}" if url else "not listened for"
     key = KEYS["default"][0]
     metadata = {
         "awsPrincipalArn": "arn:aws:iam::123456789012:user/Alice",
@@ -287,13 +305,18 @@ def ready_text(setup: DevSetup, http: tuple[str, int], tls: tuple[str, int], hea
                 {", ".join(external_key_id for name, (external_key_id, _) in KEYS.items() if name != "default")}
   files         {setup.directory}
 
+  Administer it from another shell:
+
+export XKSFAST_ADMIN_URL={document["admin_url"]} XKSFAST_ADMIN_CA={setup.ca_file} XKSFAST_ADMIN_TOKEN={document["admin_token"]}
+xksfast store list
+
   Encrypt something:
 
 curl -s {sign} -H "Content-Type: application/json" -d '{json.dumps(body)}' {document["url"]}{PREFIX}/kms/xks/v1/keys/{key}/encrypt
 
   AWS's own test client (aws-samples/aws-kms-xksproxy-test-client):
 
-export XKS_PROXY_HOST={_host_port(http)} URI_PREFIX={PREFIX.lstrip("/")} SCHEME=http:// REGION={REGION} \\
+export XKS_PROXY_HOST={_host_port(at.http)} URI_PREFIX={PREFIX.lstrip("/")} SCHEME=http:// REGION={REGION} \\
   SIGV4_ACCESS_KEY_ID={setup.access_key_id} SIGV4_SECRET_ACCESS_KEY={setup.secret_access_key} \\
   KEY_ID={key} ENCRYPT_ONLY_KEY_ID={KEYS["encrypt_only"][0]} \\
   DECRYPT_ONLY_KEY_ID={KEYS["decrypt_only"][0]} IMPOTENT_KEY_ID={KEYS["no_usage"][0]}

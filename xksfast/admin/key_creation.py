@@ -26,6 +26,8 @@ from xksfast.state.store_file import StoreFile
 
 KEY_TOOL_TIMEOUT_S = 20
 
+Wanted = dict[str, dict[str, KeyRequest]]  # partition group -> label -> what to make
+
 
 def create_local_keys(document: StoreFile, local_keys: LocalKeyFiles) -> list[str]:
     """Create what has create = true and is not there; labels of what was made. OperatorError when one cannot be made."""
@@ -37,12 +39,18 @@ def create_local_keys(document: StoreFile, local_keys: LocalKeyFiles) -> list[st
 
 async def create_token_keys(config: Config, document: StoreFile) -> AsyncIterator[KeyToolAnswer]:
     """One answer per partition group in which keys shall exist; `problem` says why they could not be made."""
-    wanted: dict[str, dict[str, KeyRequest]] = {}
+    wanted: Wanted = {}
     for store in document.key_stores.values():
         for key in store.keys.values():
             if key.create and store.partition_group is not None:
                 request = KeyRequest(label=key.label, encrypt="ENCRYPT" in key.usage, decrypt="DECRYPT" in key.usage)
                 wanted.setdefault(store.partition_group, {})[key.label] = request
+    async for answer in make_token_keys(config, wanted):
+        yield answer
+
+
+async def make_token_keys(config: Config, wanted: Wanted) -> AsyncIterator[KeyToolAnswer]:
+    """The same for keys by partition group and label; what is there already stays as it is."""
     for group, requests in wanted.items():
         partition, *others = config.partition_groups[group].partitions
         if others:

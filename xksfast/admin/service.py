@@ -20,7 +20,7 @@ from xksfast.admin.blocks import Blocks, Confirmation
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
 from xksfast.admin.plans.common import find_key, find_store
 from xksfast.admin.publisher import Publisher
-from xksfast.admin.refusals import Refused
+from xksfast.admin.refusals import Refused, no_such
 from xksfast.admin.requests import (
     BulkRequest,
     ConnectionCreate,
@@ -38,7 +38,9 @@ from xksfast.state.events import Change, Event
 from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, Operator, Stored, key_id
 from xksfast.state.projection import State
 from xksfast.state.sealing import SealedSecret, Sealer
+from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
+from xksfast.toml_reader import nearest
 
 ACCESS_KEY_ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 ACCESS_KEY_ID_CHARS = 20
@@ -77,6 +79,7 @@ class Service:
         config: Config,
         store: StateStore,
         sealer: Sealer,
+        secrets: SecretRows,
         publisher: Publisher,
         source_keys: SourceKeys,
         blocks: Blocks,
@@ -85,6 +88,7 @@ class Service:
         self._config = config
         self._store = store
         self._sealer = sealer
+        self._secrets = secrets
         self._publisher = publisher
         self._source_keys = source_keys
         self._blocks = blocks
@@ -108,7 +112,7 @@ class Service:
             made = [credentials.new_credential(state, store.name, access_key_id, now=now) for access_key_id in issued]
             return Plan(changes=stores.create(store, made), new_secrets=sealed, answer=(store, made))
 
-        store, made = await self._commit(actor, plan)
+        store, made = await self.commit(actor, plan)
         given = {credential.access_key_id for credential in request.credentials}
         shown = [
             IssuedCredential(credential, issued[credential.access_key_id])
@@ -120,7 +124,7 @@ class Service:
     async def update_store(self, actor: Actor, name: str, request: StoreUpdate, revision: int | None = None) -> KeyStore:
         """Change what the request names."""
         actor.require("operate", name)
-        await self._commit(actor, lambda state: Plan(changes=stores.update(state, name, request, revision)))
+        await self.commit(actor, lambda state: Plan(changes=stores.update(state, name, request, revision)))
         return self.store(actor, name)
 
     async def delete_store(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
@@ -131,7 +135,7 @@ class Service:
             changes = stores.delete(state, name, revision)
             return Plan(changes=changes, removed_secrets=_secrets_of(changes))
 
-        await self._commit(actor, plan, dry_run=dry_run)
+        await self.commit(actor, plan, dry_run=dry_run)
 
     async def block_store(self, actor: Actor, name: str, reason: str) -> Confirmation:
         """The kill switch for a whole store."""
@@ -180,7 +184,7 @@ class Service:
             changes = credentials.rotate(state, store, access_key_id, now=now)
             return Plan(changes=changes, new_secrets=sealed, answer=changes[0].after)
 
-        credential = await self._commit(actor, plan)
+        credential = await self.commit(actor, plan)
         return IssuedCredential(credential, "" if given else issued[access_key_id])
 
     async def remove_credential(self, actor: Actor, store: str, access_key_id: str, *, dry_run: bool = False) -> None:
@@ -191,7 +195,7 @@ class Service:
             changes = credentials.remove(state, store, access_key_id)
             return Plan(changes=changes, removed_secrets=_secrets_of(changes))
 
-        await self._commit(actor, plan, dry_run=dry_run)
+        await self.commit(actor, plan, dry_run=dry_run)
 
     def list_credentials(self, actor: Actor, store: str) -> list[Credential]:
         """Oldest first."""
@@ -214,7 +218,7 @@ class Service:
         plan: Callable[[State], Plan] = lambda state: Plan(  # noqa: E731
             changes=keys.create(state, store, request, label, owned=owned, now=now)
         )
-        await self._commit(actor, plan)
+        await self.commit(actor, plan)
         return self.key(actor, store, request.external_key_id)
 
     async def rotate_key(self, actor: Actor, store: str, external_key_id: str, request: KeyRotate) -> Key:
@@ -226,7 +230,7 @@ class Service:
             place = state.place_of(store)
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
-        await self._commit(
+        await self.commit(
             actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
         )
         return self.key(actor, store, external_key_id)
@@ -236,7 +240,7 @@ class Service:
     ) -> Key:
         """Change what the request names."""
         actor.require("operate", store)
-        await self._commit(
+        await self.commit(
             actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision))
         )
         return self.key(actor, store, external_key_id)
@@ -244,7 +248,7 @@ class Service:
     async def enable_key(self, actor: Actor, store: str, external_key_id: str, enabled: bool) -> Key:
         """Enable or disable."""
         actor.require("operate", store)
-        await self._commit(actor, lambda state: Plan(changes=keys.set_enabled(state, store, external_key_id, enabled)))
+        await self.commit(actor, lambda state: Plan(changes=keys.set_enabled(state, store, external_key_id, enabled)))
         return self.key(actor, store, external_key_id)
 
     async def delete_key(
@@ -252,7 +256,7 @@ class Service:
     ) -> None:
         """Forget a key that is disabled. Key material in an HSM stays where it is."""
         actor.require("operate", store)
-        await self._commit(
+        await self.commit(
             actor, lambda state: Plan(changes=keys.delete(state, store, external_key_id, revision)), dry_run=dry_run
         )
 
@@ -335,14 +339,14 @@ class Service:
         actor.require("manage")
         token, hashed = new_token()
         now = _now()
-        await self._commit(actor, lambda state: Plan(changes=operators.create(state, request, hashed, now=now)))
+        await self.commit(actor, lambda state: Plan(changes=operators.create(state, request, hashed, now=now)))
         with self._store.reading() as state:
             return state.operators[request.name], token
 
     async def delete_operator(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
         actor.require("manage")
-        await self._commit(actor, lambda state: Plan(changes=operators.delete(state, name, now=_now())), dry_run=dry_run)
+        await self.commit(actor, lambda state: Plan(changes=operators.delete(state, name, now=_now())), dry_run=dry_run)
 
     def list_operators(self, actor: Actor) -> list[Operator]:
         """By name."""
@@ -353,14 +357,14 @@ class Service:
     async def create_connection(self, actor: Actor, request: ConnectionCreate) -> AwsConnection:
         """How to reach AWS KMS."""
         actor.require("manage")
-        await self._commit(actor, lambda state: Plan(changes=operators.create_connection(state, request, now=_now())))
+        await self.commit(actor, lambda state: Plan(changes=operators.create_connection(state, request, now=_now())))
         with self._store.reading() as state:
             return state.aws_connections[request.name]
 
     async def delete_connection(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
         """One that no linked store uses."""
         actor.require("manage")
-        await self._commit(actor, lambda state: Plan(changes=operators.delete_connection(state, name)), dry_run=dry_run)
+        await self.commit(actor, lambda state: Plan(changes=operators.delete_connection(state, name)), dry_run=dry_run)
 
     def list_connections(self, actor: Actor) -> list[AwsConnection]:
         """By name."""
@@ -368,14 +372,31 @@ class Service:
         with self._store.reading() as state:
             return sorted(state.aws_connections.values(), key=lambda connection: connection.name)
 
+    def connection(self, name: str) -> AwsConnection:
+        """By name, for linking."""
+        with self._store.reading() as state:
+            found = state.aws_connections.get(name)
+            if found is None:
+                raise no_such("AWS connection", name, nearest(name, state.aws_connections))
+            return found
+
     # --- shared
+
+    def credentials_of(self, store: str) -> list[Credential]:
+        """Of a store, for linking: who asks was checked."""
+        with self._store.reading() as state:
+            return list(state.credentials_of(store).values())
+
+    def reveal(self, credential: Credential) -> str:
+        """The secret access key, to be handed to AWS and to nobody else."""
+        return self._sealer.open(self._secrets.row(credential.secret_id)).reveal()
 
     def revision(self, value: Stored) -> int:
         """For its ETag."""
         with self._store.reading() as state:
             return state.revisions[value.kind, value.id]
 
-    async def _commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Answer:  # type: ignore[type-var]
+    async def commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Answer:  # type: ignore[type-var]
         """Commit, and wait until this node's workers serve it. dry_run: only whether it would be refused."""
         if dry_run:
             with self._store.reading() as state:

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
 from typing import Any
@@ -48,7 +49,18 @@ MAX_EARLY_ENDS = 5  # of children, before all served: then the start has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD_COMMAND = (sys.executable, "-m", "xksfast")
 
-OnReady = Callable[[list[Listener], Listener | None], None]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What listens where: for KMS, for health checks and for administration; None: nothing does."""
+
+    proxy: list[Listener]
+    health: Listener | None
+    admin: Listener | None
+
+
+OnReady = Callable[[Bound], None]
 
 
 class StartFailed(OperatorError):
@@ -60,7 +72,7 @@ class StartFailed(OperatorError):
 class Supervisor:
     """One `xksfast serve`.
 
-    on_ready: called once when every worker serves, with the listeners and that of health, None when there is none.
+    on_ready: called once when every worker serves.
     hangup_ends: SIGHUP ends it in place of reloading.
     command: starts a child, with its hidden command and descriptor appended.
     """
@@ -83,6 +95,7 @@ class Supervisor:
         self._started_unix_s = time()
         self._listeners: list[Listener] = []
         self._health_address: Listener | None = None
+        self._admin_address: Listener | None = None
         self._accepting = False
         self._stopping = False
         self._announced = False
@@ -98,8 +111,6 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
         self._bind()
-        if self._config.admin is not None:
-            self._log.warning("admin_listener_not_built", listen=self._config.admin.listen)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal if self._hangup_ends else self._reload)
@@ -133,6 +144,9 @@ class Supervisor:
         if proxy.health.listen:
             self._health_address = Listener(bind(proxy.health.listen), tls=False)
             self._spawn(self._health.serve(self._health_address.sock))
+        admin = self._config.admin
+        if admin is not None and not self._config.state.is_file:  # ours, so that it stays when a control process ends
+            self._admin_address = Listener(bind(admin.listen), tls=bool(admin.certificate) or proxy.tls is not None)
 
     def _accept_when_possible(self) -> None:
         """Accept exactly while some worker serves, we are not stopping and the cap leaves room."""
@@ -275,7 +289,7 @@ class Supervisor:
             self._accept_when_possible()
             self._log.info("serving", workers=len(self._workers), addresses=[listener.url for listener in self._listeners])
             if self._on_ready is not None:
-                self._on_ready(self._listeners, self._health_address)
+                self._on_ready(Bound(self._listeners, self._health_address, self._admin_address))
 
     def _link(self, worker: WorkerSlot) -> None:
         """A line between control and this worker; both ends leave us at once."""
@@ -289,7 +303,8 @@ class Supervisor:
     # --- control
 
     def _control_started(self) -> None:
-        self._control.send(messages.StartControl(config=self._config))
+        listener = self._admin_address.sock if self._admin_address is not None else None
+        self._control.send(messages.StartControl(config=self._config), listener)
         for worker in self._workers:
             self._link(worker)
 

@@ -140,3 +140,10 @@ def _ready_source(state: State, place: str, label: str, *, owned: bool, now: int
     if source is None:
         return [created("source_key.adopt", SourceKey(place=place, label=label, owned=owned, ready=True, created_at=now))]
     return changed("source_key.ready", source, replace(source, ready=True))
+
+
+def follow(state: State, store: str, external_key_id: str, followed: Key) -> list[Change]:
+    """Link, alias, description and tags as AWS has them; everything else stays as it is now."""
+    key = find_key(state, store, external_key_id)
+    after = replace(key, link=followed.link, alias=followed.alias, description=followed.description, tags=followed.tags)
+    return changed("key.sync" if key.link is not None else "key.link", key, after)

@@ -13,7 +13,7 @@ from xksfast.admin.refusals import Refused, invalid
 from xksfast.admin.requests import StoreCreate, StoreUpdate
 from xksfast.state import rules
 from xksfast.state.events import Change
-from xksfast.state.objects import Credential, KeyStore
+from xksfast.state.objects import Credential, KeyStore, StoreLink
 from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
 
@@ -132,4 +132,29 @@ def _check(state: State, store: KeyStore) -> None:
             why="The prefix of a request's path tells the key store",
             next="Choose another one",
             field="uri_path_prefix",
+        )
+
+
+def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
+    """What is known of the custom key store in AWS. Once linked a store stays so, until AWS has deleted it."""
+    store = find_store(state, name)
+    action = "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
+    return changed(action, store, replace(store, link=link))
+
+
+def check_linkable(store: KeyStore) -> None:
+    """Whether a custom key store in AWS may be made for it or taken over."""
+    if store.link is not None:
+        raise Refused(
+            "conflict",
+            "store-linked",
+            f"Key store {store.name!r} is custom key store {store.link.custom_key_store_id} in AWS already",
+        )
+    if not store.endpoint:
+        raise Refused(
+            "conflict",
+            "store-has-no-endpoint",
+            f"Key store {store.name!r} has no endpoint, so AWS would not know where to call",
+            next=f"Set it first: `xksfast store update {store.name} --endpoint https://HOST`",
+            field="endpoint",
         )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source keys in tokens for the service: made, replicated, proven, each in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from xksfast.admin.key_creation import make_token_keys
+from xksfast.admin.keytool import KeyRequest
+from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target, take_all
+from xksfast.admin.refusals import Refused
+from xksfast.config import Config
+
+
+class TokenSourceKeys:
+    """Over the partition groups of the configuration. One use case at a time talks to the tokens: logins are scarce."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = asyncio.Lock()
+
+    async def make(self, group: str, label: str, usage: Sequence[str]) -> None:
+        """Generate, replicate and prove; what is there already is only brought to the partitions that lack it."""
+        request = KeyRequest(label=label, encrypt="ENCRYPT" in usage, decrypt="DECRYPT" in usage)
+        async with self._lock:
+            async for answer in make_token_keys(self._config, {group: {label: request}}):
+                if answer.problem:
+                    raise Refused("unavailable", "source-key-not-made", f"Source key {label!r} was not made: {answer.problem}")
+
+    async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
+        """A trial encrypt and decrypt on each partition. label "": the group's health check key; without one a login has to do."""
+        label = label or self._config.partition_groups[group].health_check_key
+        links = [PartitionLink(partition_target(self._config, name)) for name in self._config.partition_groups[group].partitions]
+        async with self._lock:
+            try:
+                problems = await asyncio.to_thread(_try, links, label, usage)
+            except asyncio.CancelledError:
+                for link in links:
+                    link.kill()
+                raise
+        if problems:
+            raise Refused(
+                "unavailable",
+                "trial-failed",
+                f"The trial on partition group {group!r} failed: {'; '.join(problems)}",
+                next="Mend it, then try again; `xksfast partition test` tells more",
+            )
+
+
+def _try(links: list[PartitionLink], label: str, usage: Sequence[str]) -> list[str]:
+    problems = []
+    with ExitStack() as stack:
+        for link in links:
+            stack.enter_context(link)
+            link.post_open()
+        opened = take_all(links, type(None))
+        for link in links:
+            failure = opened[link.name]
+            try:
+                if failure is not None:
+                    raise failure
+                if label:
+                    _try_key(link, label, usage)
+            except PartitionFailure as problem:
+                problems.append(str(problem))
+    return problems
+
+
+def _try_key(link: PartitionLink, label: str, usage: Sequence[str]) -> None:
+    found = link.find(label)
+    if len(found) != 1:
+        raise PartitionFailure(link.name, f"{len(found)} secret keys have the label {label!r}" if found else f"there is no key {label!r}")
+    (key,) = found
+    if "ENCRYPT" in usage and not key.can_encrypt:
+        raise PartitionFailure(link.name, f"the key {label!r} has CKA_ENCRYPT = false, but its usage lists ENCRYPT")
+    if "DECRYPT" in usage and not key.can_decrypt:
+        raise PartitionFailure(link.name, f"the key {label!r} has CKA_DECRYPT = false, but its usage lists DECRYPT")
+    if key.can_encrypt and not link.check(key.handle, link.prove(key.handle), can_encrypt=True):
+        raise PartitionFailure(link.name, f"what the key {label!r} encrypts it does not decrypt")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node knew last, in a file of its own: it serves from it while the database is away, and sees by it that a database went back.
+
+File: a line of JSON each: header {"format", "seq", "head", "data_keys"}, then objects, then secrets (sealed, as in the database), then
+the MAC of all lines before, under the data key. Written beside and renamed, so that it is always whole. It holds no plaintext secret;
+its objects can be read by who can read the file (0600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from xksfast.errors import OperatorError
+from xksfast.state.events import decode_object, encode_object
+from xksfast.state.objects import Stored
+from xksfast.state.projection import State
+from xksfast.state.records import DataKey, SealedSecret
+from xksfast.state.sealing import Sealer
+
+FORMAT = 1
+MAC_LABEL = "xksfast local copy"
+
+
+@dataclass(frozen=True)
+class LocalCopy:
+    """objects: with the seq of their last change."""
+
+    seq: int
+    head: bytes
+    data_keys: list[DataKey]
+    objects: list[tuple[Stored, int]]
+    secrets: list[SealedSecret]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: int
+    seq: int
+    head: bytes
+    data_keys: list[DataKey]
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """kind "secret": body is the row; else an object of that kind, changed by event seq."""
+
+    kind: str
+    seq: int
+    body: msgspec.Raw
+
+
+def write_copy(path: Path, state: State, data_keys: Iterable[DataKey], secrets: Iterable[SealedSecret], sealer: Sealer) -> None:
+    """On disk when this returns. OSError."""
+    encode = msgspec.json.encode
+    digest = hashlib.sha256()
+    unfinished = path.with_suffix(".new")
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+
+        def line(value: Any) -> None:
+            data = encode(value) + b"\n"
+            digest.update(data)
+            file.write(data)
+
+        line(_Header(FORMAT, state.seq, state.head, list(data_keys)))
+        for value in state.objects():
+            line(_Line(value.kind, state.revisions[value.kind, value.id], msgspec.Raw(encode_object(value))))
+        for row in secrets:
+            line(_Line("secret", 0, msgspec.Raw(encode(row))))
+        file.write(encode({"mac": sealer.mac(MAC_LABEL, digest.digest()).hex()}) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def read_copy(path: Path) -> tuple[LocalCopy, bytes, bytes] | None:
+    """(the copy, its MAC, what the MAC is over: see is_genuine); None: there is none. OperatorError: it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
+    body, _, last = data.rstrip(b"\n").rpartition(b"\n")
+    body += b"\n"
+    lines = body.splitlines()
+    try:
+        header = msgspec.json.decode(lines[0], type=_Header)
+        if header.format != FORMAT:
+            raise OperatorError(f"{path}: format {header.format} is none that this version reads")
+        mac = bytes.fromhex(msgspec.json.decode(last, type=dict[str, str])["mac"])
+        objects, secrets = [], []
+        for one in lines[1:]:
+            entry = msgspec.json.decode(one, type=_Line)
+            if entry.kind == "secret":
+                secrets.append(msgspec.json.decode(entry.body, type=SealedSecret))
+            else:
+                objects.append((decode_object(entry.kind, bytes(entry.body)), entry.seq))
+    except (msgspec.MsgspecError, KeyError, ValueError, IndexError) as error:
+        raise OperatorError(f"{path} is damaged ({error}): remove it; the node then needs the database to start") from error
+    return LocalCopy(header.seq, header.head, header.data_keys, objects, secrets), mac, hashlib.sha256(body).digest()
+
+
+def is_genuine(mac: bytes, over: bytes, sealer: Sealer) -> bool:
+    """Whether a node of ours wrote it."""
+    return sealer.verify_mac(MAC_LABEL, over, mac)
