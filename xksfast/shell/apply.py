@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from xksfast.errors import OperatorError
 from xksfast.shell.session import DONE, FAILED, IN_PART, REFUSED, DryRun, Shell, Yes, command
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,7 +27,9 @@ def apply(
     yes: Yes = False,
 ) -> None:
     """Make key stores, credentials and keys what a file says. What the file does not name stays, unless --prune is given."""
-    body = {"key_stores": read_declaration(file), "prune": prune}
+    from xksfast.state.declared import read_declared
+
+    body = {"key_stores": read_declared(file), "prune": prune}
     plan = shell.api.post("/v1/apply/plan", body)
     if not shell.json or plan["problems"]:
         _tell(shell, file, plan)
@@ -37,7 +38,8 @@ def apply(
             shell.show(plan, "")
         raise typer.Exit(REFUSED)
     if dry_run or not plan["steps"]:
-        shell.json and shell.show({**plan, "done": 0}, "")
+        if shell.json:
+            shell.show({**plan, "done": 0}, "")
         raise typer.Exit(DONE)
     removals = sum(step["sign"] == "-" for step in plan["steps"])
     if removals:
@@ -92,37 +94,3 @@ def _tell(shell: Shell, file: Path, plan: dict[str, Any]) -> None:
         return text
 
     shell.show(plan, drawn)
-
-
-# --- the file
-
-
-def read_declaration(file: Path) -> dict[str, Any]:
-    """The file's key stores as the server takes them, with the secrets. RefusedFile names every fault by its key."""
-    from xksfast.state.store_file import StoreFile
-    from xksfast.toml_reader import Problems, read_toml, to_struct
-
-    table = read_toml(file)
-    problems = Problems(str(file))
-    to_struct(StoreFile, table, "", problems)  # names and types; the server has the rules
-    problems.raise_if_any()
-    stores: dict[str, Any] = table.get("key_stores", {})
-    for store in stores.values():
-        for credential in store.get("credentials", []):
-            credential["secret_access_key"] = _secret(file, credential.pop("secret_access_key_file"))
-    return stores
-
-
-def _secret(file: Path, name: str) -> str:
-    path = file.resolve().parent / name
-    try:
-        mode = path.stat().st_mode
-        secret = path.read_bytes().strip()
-    except OSError as error:
-        raise OperatorError(f"{file}: secret_access_key_file {path} cannot be read: {error.strerror}") from None
-    if mode & 0o077:
-        raise OperatorError(f"{file}: secret_access_key_file {path} can be read by others: chmod 600 {path}")
-    try:
-        return secret.decode("ascii")
-    except UnicodeDecodeError:
-        raise OperatorError(f"{file}: secret_access_key_file {path} holds no secret access key: 43 to 64 ASCII characters") from None

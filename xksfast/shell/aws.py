@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast aws create|list|show|delete`: connections to AWS KMS."""
+"""`xksfast aws create|list|show|delete|unlinked`: connections to AWS KMS."""
 
 from __future__ import annotations
 
@@ -56,7 +56,15 @@ def delete(shell: Shell, connection: ConnectionName, yes: Yes = False, dry_run: 
     shell.show(would or {"name": connection, "deleted": True}, f"would {would['would']}" if would else f"{connection}: deleted")
 
 
-def _path(name: str) -> str:
+@command(app, "unlinked")
+def unlinked(shell: Shell, connection: ConnectionName) -> None:
+    """Custom key stores in AWS that were made by hand for key stores here; link them with `store link --custom-key-store-id`."""
+    found = shell.api.get(_path(connection, "unlinked"))["items"]
+    rows = [(each["store"], each["custom_key_store_id"], each["connection_state"], each["problem"]) for each in found]
+    shell.show(found, session.table("key store", "custom key store", "state", "problem", rows=rows, none="none"))
+
+
+def _path(name: str, *more: str) -> str:
     from xksfast.shell.client import path
 
-    return path("aws-connections", name)
+    return path("aws-connections", name, *more)

@@ -124,7 +124,7 @@ class Client:
     def lines(self, where: str, body: Any) -> Iterator[dict[str, Any]]:
         """The objects of an answer of JSON lines, as they come. The last one is no promise: see its `event`."""
         try:
-            with self._http.stream("POST", where, content=_encoded(body), headers=_JSON, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)) as response:
+            with self._http.stream("POST", where, content=_encoded(body) if body is not None else None, headers=_JSON, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)) as response:
                 if response.status_code != 200:
                     response.read()
                     self._document(response)

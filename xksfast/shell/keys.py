@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast key create|list|show|update|rotate|versions|enable|disable|block|unblock|delete`."""
+"""`xksfast key create|list|show|update|rotate|versions|enable|disable|block|unblock|delete`, and link|sync|schedule-deletion|cancel-deletion."""
 
 from __future__ import annotations
 
@@ -167,6 +167,49 @@ def delete(
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         shell.confirm(f"Delete {len(names)} keys of {store} ({shown})? What they encrypted cannot be read then.", yes)
     many.each(shell, "delete", names, lambda name: shell.api.delete(_path(store, name), dry_run=dry_run))
+
+
+@command(app, "link")
+def link(
+    shell: Shell,
+    store: StoreName,
+    key: KeyName,
+    key_arn: Annotated[str | None, typer.Option("--key-arn", help="A KMS key that was made by hand.")] = None,
+) -> None:
+    """Make the KMS key in AWS, or take one that was made by hand. Its store must be linked."""
+    _tell_link(shell, shell.api.post(_path(store, key, "link"), session.given(key_arn=key_arn)))
+
+
+@command(app, "sync")
+def sync(shell: Shell, store: StoreName, key: KeyName) -> None:
+    """Look at AWS's side of a linked key; what differs is told."""
+    _tell_link(shell, shell.api.post(_path(store, key, "sync")))
+
+
+@command(app, "schedule-deletion")
+def schedule_deletion(
+    shell: Shell,
+    store: StoreName,
+    key: KeyName,
+    days: Annotated[int, typer.Option("--days", min=7, max=30, help="Until then it can be cancelled.")] = 30,
+    yes: Yes = False,
+) -> None:
+    """Schedule the deletion of the KMS key in AWS; the key here stays."""
+    shell.confirm(f"Have AWS delete the KMS key of {store}/{key} in {days} days?", yes)
+    _tell_link(shell, shell.api.post(_path(store, key, "schedule-deletion"), {"days": days}))
+
+
+@command(app, "cancel-deletion")
+def cancel_deletion(shell: Shell, store: StoreName, key: KeyName) -> None:
+    """Cancel the scheduled deletion of the KMS key, which is disabled afterwards."""
+    _tell_link(shell, shell.api.post(_path(store, key, "cancel-deletion")))
+
+
+def _tell_link(shell: Shell, found: dict[str, Any]) -> None:
+    link = found["link"] or {"key_arn": "not linked", "key_state": "", "drift": []}
+    shell.show(found, f"{found['store']}/{found['external_key_id']}: {link['key_arn']} {link['key_state']}".rstrip())
+    for text in link["drift"]:
+        shell.say(text)
 
 
 def _switch(shell: Shell, action: str, store: str, keys: list[str] | None, everything: bool, reason: str = "") -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast store create|list|show|update|delete|block|unblock|teardown|credentials-file`."""
+"""`xksfast store create|list|show|update|delete|block|unblock|teardown|credentials-file`, and link|connect|disconnect|sync|push|link-keys."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from xksfast.errors import OperatorError
 from xksfast.shell import session
 from xksfast.shell.names import StoreName, StoreNames
 from xksfast.shell.session import DryRun, Shell, Yes, command, new_app
@@ -32,6 +33,7 @@ Principals = Annotated[
 OnStale = Annotated[str | None, typer.Option("--on-stale", help="serve or refuse, when the state has not been heard of.")]
 StaleAfter = Annotated[int | None, typer.Option("--stale-after-s", help="After how many seconds that is.")]
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="NAME=VALUE; may be repeated.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until AWS has done it.")]
 CredentialsFile = Annotated[
     Path | None,
     typer.Option("--credentials-file", help="Write the new credential to this file (0600), as the AWS console takes it, and do not show it."),
@@ -176,11 +178,22 @@ def update(
 
 
 @command(app, "delete")
-def delete(shell: Shell, store: StoreNames = None, yes: Yes = False, dry_run: DryRun = False) -> None:
+def delete(
+    shell: Shell,
+    store: StoreNames = None,
+    aws: Annotated[bool, typer.Option("--aws", help="Delete the custom key store in AWS; the one here stays, unlinked.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
     """Delete key stores that have no keys. `store teardown` tells what stands in the way."""
     from xksfast.shell import many
 
     names = many.chosen(shell, store, False, (), "")
+    if aws:
+        if dry_run:
+            raise OperatorError("--aws and --dry-run: AWS cannot be asked whether it would; see `xksfast store teardown`")
+        shell.confirm(f"Delete the custom key store of {', '.join(names)} in AWS?", yes)
+        many.each(shell, "delete in AWS", names, lambda name: shell.api.post(_path(name, "delete-in-aws")))
     if not dry_run:
         shell.confirm(f"Delete key store {', '.join(names)} with its credentials?", yes)
     many.each(shell, "delete", names, lambda name: shell.api.delete(_path(name), dry_run=dry_run))
@@ -204,6 +217,54 @@ def teardown(shell: Shell, store: StoreName) -> None:
     found = shell.api.get(_path(store, "teardown"))["items"]
     rows = [(number, each["what"], each["command"], "AWS takes days" if each["waits"] else "") for number, each in enumerate(found, 1)]
     shell.show(found, session.table("", "what", "clear it by", "", rows=rows, none="nothing"))
+
+
+@command(app, "link")
+def link(
+    shell: Shell,
+    store: StoreName,
+    connection: Annotated[str, typer.Option("--connection", help="Name of an AWS connection.")],
+    custom_key_store_name: Annotated[str | None, typer.Option("--custom-key-store-name", help="Default: the store's own name.")] = None,
+    custom_key_store_id: Annotated[str | None, typer.Option("--custom-key-store-id", help="One that was made by hand.")] = None,
+) -> None:
+    """Make the custom key store in AWS, or take one that was made by hand. It follows AWS from then on."""
+    body = session.given(
+        connection=connection, custom_key_store_name=custom_key_store_name, custom_key_store_id=custom_key_store_id
+    )
+    linked = shell.api.post(_path(store, "link"), body)
+    shell.show(linked, f"{store}: linked to {linked['link']['custom_key_store_id']}, {linked['link']['connection_state']}")
+
+
+@command(app, "connect")
+def connect(shell: Shell, store: StoreName, wait: Wait = True) -> None:
+    """Have AWS connect a linked key store, and wait for it: minutes, as a rule."""
+    _follow(shell, store, "connect", wait)
+
+
+@command(app, "disconnect")
+def disconnect(shell: Shell, store: StoreName, wait: Wait = True) -> None:
+    """Have AWS disconnect a linked key store: from then on AWS refuses to use its keys."""
+    _follow(shell, store, "disconnect", wait)
+
+
+@command(app, "sync")
+def sync(shell: Shell, store: StoreName) -> None:
+    """Look at AWS's side of a linked key store and of its keys; what differs is told."""
+    _tell_link(shell, store, shell.api.post(_path(store, "sync")))
+
+
+@command(app, "push")
+def push(shell: Shell, store: StoreName) -> None:
+    """Tell AWS what differs: path, endpoint, connectivity."""
+    _tell_link(shell, store, shell.api.post(_path(store, "push")))
+
+
+@command(app, "link-keys")
+def link_keys(shell: Shell, store: StoreName) -> None:
+    """Take over every KMS key that was made by hand for a key of this store."""
+    found = shell.api.post(_path(store, "link-keys"))["items"]
+    rows = [(each["external_key_id"], each["link"]["key_arn"], each["link"]["key_state"]) for each in found]
+    shell.show(found, session.table("key", "KMS key", "state", rows=rows, none="none that is not linked yet"))
 
 
 @command(app, "credentials-file")
@@ -231,6 +292,36 @@ def _switch(shell: Shell, action: str, names: list[str] | None, everything: bool
         body = {"reason": reason} if action == "block" else None
         many.confirmed(shell, f"{action} {found[0]}", shell.api.post(_path(found[0], action), body))
     many.bulk(shell, action, "stores", found, reason)
+
+
+def _follow(shell: Shell, store: str, action: str, wait: bool) -> None:
+    from xksfast.shell.client import RequestFailed
+
+    ended = None
+    with shell.progress(f"{action} {store}", None) as step:
+        for line in shell.api.lines(f"{_path(store, action)}?wait={str(wait).lower()}", None):
+            match line["event"]:
+                case "progress":
+                    step(0, None)
+                    shell.say(f"{store}: {line['state']} after {line['seconds']:.0f} s")
+                case "failed":
+                    raise RequestFailed(f"{line['detail']} [{line['rule']}]")
+                case "end":
+                    ended = line["store"]
+    if ended is None:
+        raise RequestFailed(f"the answer broke off: see `xksfast store sync {store}` for what became of it")
+    _tell_link(shell, store, ended)
+
+
+def _tell_link(shell: Shell, store: str, found: dict[str, Any]) -> None:
+    link = found["link"]
+    if link is None:
+        shell.show(found, f"{store}: not linked")
+        return
+    shell.show(found, f"{store}: custom key store {link['custom_key_store_id']} is {link['connection_state']}")
+    for text in [link["connection_error"], *link["drift"]]:
+        if text:
+            shell.say(text)
 
 
 def _prefixed(credential: dict[str, Any] | None) -> dict[str, Any]:

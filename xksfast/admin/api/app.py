@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from xksfast._version import __version__
-from xksfast.admin.api import apply, bulk, connections, credentials, events, keys, nodes, operators, peers, problems, stores
+from xksfast.admin.api import apply, bulk, connections, credentials, events, keys, links, nodes, operators, peers, problems, stores, streams
 from xksfast.admin.api.guard import Guard
 from xksfast.admin.api.parts import Parts
 
@@ -20,7 +20,7 @@ Every refusal is `application/problem+json`: `rule` is stable, `field` names the
 `ETag`, and changes take `If-Match`. A POST that makes or changes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
 `cursor`, and a `Link` header. Answers that show a secret are never kept by anything on their way, and show it this once.
 """
-_NOUNS = (stores, credentials, keys, bulk, operators, connections, nodes, events, apply, peers)
+_NOUNS = (stores, credentials, keys, links, bulk, operators, connections, nodes, events, apply, peers)
 
 
 def build_app(parts: Parts) -> FastAPI:
@@ -53,7 +53,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
                     content = response.get("content", {})
                     if int(status) >= 400 and "application/json" in content:
                         response["content"] = {problems.MEDIA_TYPE: content["application/json"]}
-                    elif path in ("/v1/bulk", "/v1/apply") and "application/json" in content:
-                        response["content"] = {"application/x-ndjson": content["application/json"]}
+                    elif path in ("/v1/bulk", "/v1/apply") or path.endswith(("/connect", "/disconnect")):
+                        response["content"] = {streams.MEDIA_TYPE: content["application/json"]}
         app.openapi_schema = schema
     return app.openapi_schema

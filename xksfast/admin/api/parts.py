@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -18,6 +18,9 @@ from xksfast.admin.service import Service
 from xksfast.log import Log
 from xksfast.state.events import Event
 from xksfast.state.projection import State
+
+if TYPE_CHECKING:
+    from xksfast.admin.linking import Linking  # brings boto3
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class LogVerdict:
 
 @dataclass
 class Parts:
-    """reading: the state; nothing changes within the with block. groups: partition groups of the configuration. peers: None, no others.
+    """reading: the state; nothing changes within the with block. groups: partition groups of the configuration. peers, linking: None, there are none.
 
     Each function that is awaited may raise OperatorError, which is answered as 503.
     """
@@ -76,6 +79,7 @@ class Parts:
     replays: Replays
     log: Log
     peers: PeerDoor | None = None
+    linking: Linking | None = None
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:

@@ -131,6 +131,9 @@ class TooMany(Refused):
 
 def of_operator_error(error: OperatorError) -> Response:
     """The state or a token cannot be used just now; the text is made for operators and holds no secret."""
+    if type(error).__name__ == "AwsRefused":
+        rule = f"aws-{getattr(error, 'code', '') or 'refused'}"
+        return problem(503 if getattr(error, "transient", False) else 409, rule, str(error))
     unknown = type(error).__name__ == "OutcomeUnknown"
     return problem(
         503,

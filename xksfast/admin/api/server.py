@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from xksfast.config import Address, parse_address
+from xksfast.config import Address
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 
@@ -29,15 +29,15 @@ DRAIN_S = 5
 
 
 class ApiServer:
-    """address: where it really listens. url: the same for clients."""
+    """address: (host, port) where it really listens. url: the same for clients."""
 
-    def __init__(self, server: _Server, sock: socket.socket, context: ssl.SSLContext | None, host: str) -> None:
+    def __init__(self, server: _Server, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         self._server = server
         self._sock = sock
         self._context = context
-        bound = sock.getsockname()
-        self.address = Address(host, bound[1])
-        self.url = f"{'https' if context else 'http'}://{self.address}"
+        host, port = sock.getsockname()[:2]
+        self.address: tuple[str, int] = (host, port)
+        self.url = f"{'https' if context else 'http'}://{Address(host, port)}"
         self._task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
 
     async def started(self) -> None:
@@ -45,7 +45,7 @@ class ApiServer:
         while not self._server.started:
             if self._task.done():
                 self._task.result()
-                raise OperatorError(f"admin.listen: {self.address} cannot be served")
+                raise OperatorError(f"admin.listen: {self.url} cannot be served")
             await asyncio.sleep(0.005)
 
     def reload_certificate(self, certificate: str, private_key: str) -> None:
@@ -57,23 +57,20 @@ class ApiServer:
     async def close(self) -> None:
         """No new connections; requests that run are given DRAIN_S, then cut off."""
         self._server.should_exit = True
-        try:
-            await asyncio.wait_for(asyncio.shield(self._task), DRAIN_S + 2)
-        except TimeoutError:
+        done, _ = await asyncio.wait((self._task,), timeout=DRAIN_S + 2)
+        if not done:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self._sock.close()
 
 
-async def serve_api(app: ASGIApp, listen: str, log: Log, *, certificate: str = "", private_key: str = "") -> ApiServer:
-    """Serving when it returns. listen: "host:port", port 0 for a free one. certificate, private_key: PEM files; "": plain HTTP.
+async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate: str = "", private_key: str = "") -> ApiServer:
+    """Serving when it returns. sock: bound, ours from now on. certificate, private_key: PEM files; "": plain HTTP.
 
-    OperatorError: the address is taken, or the certificate cannot be used.
+    OperatorError: the certificate cannot be used.
     """
     context = tls_context(certificate, private_key) if certificate else None
-    address = parse_address(listen)
-    sock = _bound(address)
     _log_by(log)
     config = uvicorn.Config(
         app,
@@ -92,7 +89,8 @@ async def serve_api(app: ASGIApp, listen: str, log: Log, *, certificate: str = "
     )
     config.load()
     config.ssl = context
-    server = ApiServer(_Server(config), sock, context, address.host)
+    sock.setblocking(False)
+    server = ApiServer(_Server(config), sock, context)
     await server.started()
     log.info("admin_listening", url=server.url)
     return server
@@ -117,21 +115,6 @@ def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
         fault = f"there is no file {absent}" if absent else f"{certificate} and {private_key} do not go together or are no PEM files"
         raise OperatorError(f"admin.certificate: {fault} ({getattr(error, 'reason', None) or error.strerror})") from None
     return context
-
-
-def _bound(address: Address) -> socket.socket:
-    host = "127.0.0.1" if address.host == "localhost" else address.host
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, address.port))
-    except OSError as error:
-        sock.close()
-        raise OperatorError(
-            f"admin.listen: {address} cannot be listened on: {error.strerror}. Is another proxy running? Choose another address or end it"
-        ) from None
-    sock.setblocking(False)
-    return sock
 
 
 class _Lines(logging.Handler):
