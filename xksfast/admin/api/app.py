@@ -20,6 +20,7 @@ Every refusal is `application/problem+json`: `rule` is stable, `field` names the
 `ETag`, and changes take `If-Match`. A POST that makes or changes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
 `cursor`, and a `Link` header. Answers that show a secret are never kept by anything on their way, and show it this once.
 """
+_STREAMED = ("/v1/bulk", "/v1/apply")
 _NOUNS = (stores, credentials, keys, links, bulk, operators, connections, nodes, events, apply, peers)
 
 
@@ -53,7 +54,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
                     content = response.get("content", {})
                     if int(status) >= 400 and "application/json" in content:
                         response["content"] = {problems.MEDIA_TYPE: content["application/json"]}
-                    elif path in ("/v1/bulk", "/v1/apply") or path.endswith(("/connect", "/disconnect")):
+                    elif "application/json" in content and (path in _STREAMED or path.endswith(("/connect", "/disconnect"))):
                         response["content"] = {streams.MEDIA_TYPE: content["application/json"]}
         app.openapi_schema = schema
     return app.openapi_schema

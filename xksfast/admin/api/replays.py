@@ -1,89 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
 """Idempotency-Key: a POST that is sent again by the same operator with the same key gets the first answer again.
 
-Kept for KEPT_S. Only what was done is kept: a refusal changed nothing, so the same key may be tried again. A newcomer's trap: an answer
-can show a secret, so what is kept is sealed (`Box`), in pieces, since the sealer takes small secrets only.
+Kept in the database for KEPT_S, so that every node knows of it. Only what was done is kept: a refusal changed nothing, so the same key may
+be tried again. A newcomer's trap: an answer can show a secret, so what is kept is encrypted, under a key that only who can open the
+state's secrets has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from xksfast.admin.refusals import Refused
+from xksfast.errors import OperatorError
+from xksfast.log import Log
+from xksfast.state.database import Database
+from xksfast.state.records import Idempotency
 
 KEPT_S = 24 * 3600
 MAX_KEY_CHARS = 128
-MAX_KEPT = 20_000
 REPLAYED_HEADER = "Idempotent-Replayed"
+MAC_LABEL = "xksfast answer"
+NONCE_BYTES = 12
+
+Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A request that was carried out. key: the operator's and the request's; request_sha256: of method, target and body.
+class Box:
+    """Hides what answers showed. mac: Sealer.mac: gives each answer a key of its own."""
 
-    response: sealed; see Box.
-    """
-
-    key: str
-    actor: str
-    request_sha256: str
-    status: int
-    response: bytes
-    at_ms: int
-
-
-class Box(Protocol):
-    """Hides what an answer showed."""
+    def __init__(self, mac: Callable[[str, bytes], bytes]) -> None:
+        self._mac = mac
 
     def close(self, key: str, content: bytes) -> bytes:
-        """Sealed, bound to the key."""
+        """Encrypted, bound to the key that the answer is kept under."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + AESGCM(self._mac(MAC_LABEL, key.encode())).encrypt(nonce, content, None)
 
-    def open(self, key: str, sealed: bytes) -> bytes:
-        """What was in it. OperatorError: it is of another key or was damaged."""
+    def open(self, key: str, closed: bytes) -> bytes | None:
+        """What was in it; None when it is of another key, was damaged, or the data key was rotated since."""
+        try:
+            return AESGCM(self._mac(MAC_LABEL, key.encode())).decrypt(closed[:NONCE_BYTES], closed[NONCE_BYTES:], None)
+        except (InvalidTag, ValueError):
+            return None
 
 
 class Shelf(Protocol):
-    """Where answers are kept: in this process, or in the database for all nodes."""
+    """Where answers are kept."""
 
-    async def find(self, key: str) -> Kept | None:
+    async def find(self, key: str) -> Idempotency | None:
+        """The one with this key, however old."""
+
+    async def put(self, row: Idempotency) -> None:
+        """Keep it; older ones than KEPT_S may go."""
+
+
+class DatabaseShelf:
+    """For all nodes that share the database. run: runs a function in the thread of the database."""
+
+    def __init__(self, database: Callable[[], Database], node: str, run: RunsInThread) -> None:
+        self._database = database
+        self._node = node
+        self._run = run
+
+    async def find(self, key: str) -> Idempotency | None:
         """The one with this key."""
+        return await self._run(lambda: self._database().idempotency(key))
 
-    async def put(self, kept: Kept) -> None:
-        """Keep it."""
+    async def put(self, row: Idempotency) -> None:
+        """Old ones go at the same time."""
+
+        def write() -> None:
+            with self._database().write(self._node) as writer:
+                writer.forget_idempotency(row.at_ms - KEPT_S * 1000)
+                if writer.idempotency(row.key) is None:
+                    writer.put_idempotency(row)
+
+        await self._run(write)
 
 
-class MemoryShelf:
-    """In this process: another node does not know of it, and a restart forgets it."""
+class RunsInThread(Protocol):
+    """See DatabaseShelf."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._kept: dict[str, Kept] = {}
-
-    async def find(self, key: str) -> Kept | None:
-        """Unless it is too old."""
-        kept = self._kept.get(key)
-        return kept if kept is not None and kept.at_ms > (self._clock() - KEPT_S) * 1000 else None
-
-    async def put(self, kept: Kept) -> None:
-        """The oldest go when there are too many."""
-        self._kept.pop(kept.key, None)
-        self._kept[kept.key] = kept
-        while len(self._kept) > MAX_KEPT or next(iter(self._kept.values())).at_ms <= (self._clock() - KEPT_S) * 1000:
-            del self._kept[next(iter(self._kept))]
+    async def __call__(self, work: Callable[[], Answer]) -> Answer:
+        """The result of work()."""
 
 
 class Replays:
     """Of one listener."""
 
-    def __init__(self, shelf: Shelf, box: Box) -> None:
+    def __init__(self, shelf: Shelf, box: Box, log: Log, clock: Callable[[], float] = time.time) -> None:
         self._shelf = shelf
         self._box = box
+        self._log = log
+        self._clock = clock
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
@@ -103,10 +121,10 @@ class Replays:
 
     async def find(self, key: str, request_sha256: str) -> tuple[int, bytes] | None:
         """(status, body) of the first answer. Refused when the first request was another one."""
-        kept = await self._shelf.find(key)
-        if kept is None:
+        row = await self._shelf.find(key)
+        if row is None or row.at_ms <= (self._clock() - KEPT_S) * 1000:
             return None
-        if kept.request_sha256 != request_sha256:
+        if row.request_sha256 != request_sha256:
             raise Refused(
                 "conflict",
                 "idempotency-key-reused",
@@ -115,12 +133,31 @@ class Replays:
                 next="Send a new key with a new request",
                 field="Idempotency-Key",
             )
-        return kept.status, self._box.open(key, kept.response)
+        body = self._box.open(key, row.response)
+        if body is None:
+            raise Refused(
+                "conflict",
+                "idempotent-answer-lost",
+                "This request was carried out, but its answer can no longer be shown: the data key was rotated since",
+                next="Look at the object; issue a new credential or operator when its secret was missed",
+                field="Idempotency-Key",
+            )
+        return row.status, body
 
     async def keep(self, key: str, actor: str, request_sha256: str, status: int, body: bytes) -> None:
-        """For the next time."""
-        sealed = self._box.close(key, body)
-        await self._shelf.put(Kept(key, actor, request_sha256, status, sealed, int(time.time() * 1000)))
+        """For the next time. What was done is answered all the same when it cannot be kept."""
+        row = Idempotency(
+            key=key,
+            actor=actor,
+            request_sha256=request_sha256,
+            status=status,
+            response=self._box.close(key, body),
+            at_ms=int(self._clock() * 1000),
+        )
+        try:
+            await self._shelf.put(row)
+        except OperatorError as error:
+            self._log.warning("answer_not_kept", actor=actor, problem=str(error))
 
 
 def checked_key(actor: str, given: str) -> str:
