@@ -70,7 +70,9 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
             service.block_key(actor, store, key, BLOCK_REASON) if blocked else service.unblock_key(actor, store, key)
         )
     else:
-        confirmation = await (service.block_store(actor, store, BLOCK_REASON) if blocked else service.unblock_store(actor, store))
+        confirmation = await (
+            service.block_store(actor, store, BLOCK_REASON) if blocked else service.unblock_store(actor, store)
+        )
     if confirmation.pending:
         raise Refused(
             "unavailable",

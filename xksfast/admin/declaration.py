@@ -226,7 +226,10 @@ def _check_store(plan: Plan, name: str, wanted: DeclaredStore, have: KeyStore | 
     if (wanted.partition_group is None) == (wanted.key_source != "local"):
         problem("partition_group", 'a key store says where its keys live by partition_group = "…" or key_source = "local"')
     elif wanted.partition_group is not None and wanted.partition_group not in groups:
-        problem("partition_group", f"there is no partition group {wanted.partition_group!r}{nearest(wanted.partition_group, groups)}")
+        problem(
+            "partition_group",
+            f"there is no partition group {wanted.partition_group!r}{nearest(wanted.partition_group, groups)}",
+        )
     ids = [credential.access_key_id for credential in wanted.credentials]
     for access_key_id in ids:
         if text := rules.access_key_id_problem(access_key_id):

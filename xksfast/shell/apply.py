@@ -23,7 +23,9 @@ def apply(
     shell: Shell,
     file: Annotated[Path, typer.Argument(help="Key stores, credentials and keys (TOML).")],
     dry_run: DryRun = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Take away key stores, credentials and keys that the file does not name.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Take away key stores, credentials and keys that the file does not name.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Make key stores, credentials and keys what a file says. What the file does not name stays, unless --prune is given."""

@@ -28,7 +28,9 @@ def tail(
     shell: Shell,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=100_000, help="How many of the newest.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
-    kind: Annotated[str | None, typer.Option("--kind", help="key_store, credential, key, source_key, operator, aws_connection.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="key_store, credential, key, source_key, operator, aws_connection.")
+    ] = None,
     id: Annotated[str | None, typer.Option("--id", help="Of the object, such as payments or payments/orders.")] = None,
     actor: Annotated[str | None, typer.Option("--actor", help="Such as operator:root.")] = None,
     action: Annotated[str | None, typer.Option("--action", help="Such as store.block.")] = None,
@@ -76,7 +78,11 @@ def _newest(shell: Shell, filters: dict[str, Any], most: int, after_seq: int) ->
         page = shell.api.get("/v1/events", **filters, limit=min(MOST, most), cursor=cursor)
         found += [event for event in page["items"] if event["seq"] > after_seq]
         cursor = page["next"]
-        if cursor is None or (page["items"] and page["items"][-1]["seq"] <= after_seq) or (not after_seq and len(found) >= most):
+        if (
+            cursor is None
+            or (page["items"] and page["items"][-1]["seq"] <= after_seq)
+            or (not after_seq and len(found) >= most)
+        ):
             return list(reversed(found if after_seq else found[:most]))
 
 

@@ -58,7 +58,9 @@ def _token(file: Path | None) -> str:
         try:
             token = file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise OperatorError(f"--token-file {file} cannot be read: {getattr(error, 'strerror', None) or 'no text'}") from None
+            raise OperatorError(
+                f"--token-file {file} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"
+            ) from None
         source = str(file)
     if not token.isascii() or not token.isprintable() or " " in token or not token:
         raise OperatorError(f"{source} holds no token: it is one word that begins with xkt_")
@@ -124,7 +126,13 @@ class Client:
     def lines(self, where: str, body: Any) -> Iterator[dict[str, Any]]:
         """The objects of an answer of JSON lines, as they come. The last one is no promise: see its `event`."""
         try:
-            with self._http.stream("POST", where, content=_encoded(body) if body is not None else None, headers=_JSON, timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)) as response:
+            with self._http.stream(
+                "POST",
+                where,
+                content=_encoded(body) if body is not None else None,
+                headers=_JSON,
+                timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            ) as response:
                 if response.status_code != 200:
                     response.read()
                     self._document(response)
@@ -134,9 +142,19 @@ class Client:
             raise self._unreachable(error) from None
 
     def _send(
-        self, method: str, where: str, body: Any = None, *, query: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        where: str,
+        body: Any = None,
+        *,
+        query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> httpx.Response:
-        chosen = {name: str(value).lower() if isinstance(value, bool) else value for name, value in (query or {}).items() if value is not None}
+        chosen = {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in (query or {}).items()
+            if value is not None
+        }
         sent = {**(headers or {}), **(_JSON if body is not None else {})}
         content = _encoded(body) if body is not None else None
         attempts = 2 if "Idempotency-Key" in sent else 1
@@ -187,7 +205,9 @@ class Client:
                 f"Say where its admin listener is with --admin or {URL_VARIABLE}"
             )
         if isinstance(error, httpx.TimeoutException):
-            return RequestFailed(f"{self.url} did not answer in time: look whether the change was made (`xksfast audit tail`) before you repeat it")
+            return RequestFailed(
+                f"{self.url} did not answer in time: look whether the change was made (`xksfast audit tail`) before you repeat it"
+            )
         return RequestFailed(
             f"{self.url}: the connection was lost ({type(error).__name__}): look whether the change was made (`xksfast audit tail`) before you repeat it"
         )

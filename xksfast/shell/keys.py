@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast key create|list|show|update|rotate|versions|enable|disable|block|unblock|delete`, and link|sync|schedule-deletion|cancel-deletion."""
+"""`xksfast key create|list|show|update|rotate|versions|enable|disable|block|unblock|delete`; link|sync|schedule-deletion|cancel-deletion."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def versions(shell: Shell, store: StoreName, key: KeyName) -> None:
     """List the versions of a key: the current one encrypts, all decrypt."""
     found = shell.api.get(_path(store, key, "versions"))["items"]
     rows = [
-        (each["number"], each["label"], session.moment(each["created_at"]), "current" if each["current"] else "") for each in found
+        (each["number"], each["label"], session.moment(each["created_at"]), "current" if each["current"] else "")
+        for each in found
     ]
     shell.show(found, session.table("version", "source key", "created", "", right=("version",), rows=rows, none="none"))
 

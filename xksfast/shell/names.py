@@ -49,7 +49,8 @@ def _connections(ctx: typer.Context, incomplete: str) -> list[str]:
 
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="Name of the key store.", autocompletion=_stores)]
 StoreNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[STORE]...", help="Names of key stores.", autocompletion=_stores, show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[STORE]...", help="Names of key stores.", autocompletion=_stores, show_default=False),
 ]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="External key id.", autocompletion=_keys)]
 KeyNames = Annotated[
@@ -57,4 +58,6 @@ KeyNames = Annotated[
 ]
 AccessKeyId = Annotated[str, typer.Argument(metavar="ACCESS_KEY_ID", help="Of the credential.", autocompletion=_credentials)]
 OperatorName = Annotated[str, typer.Argument(metavar="OPERATOR", help="Name of the operator.", autocompletion=_operators)]
-ConnectionName = Annotated[str, typer.Argument(metavar="CONNECTION", help="Name of the connection.", autocompletion=_connections)]
+ConnectionName = Annotated[
+    str, typer.Argument(metavar="CONNECTION", help="Name of the connection.", autocompletion=_connections)
+]

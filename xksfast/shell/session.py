@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every command has in common: where the server is, how answers are shown, questions, progress.
 
-A command is a function whose first parameter is a Shell; `command` gives it the options --admin, --token-file, --ca and --json. Data goes to
-stdout, everything else to stderr.
+A command is a function whose first parameter is a Shell; `command` gives it the options --admin, --token-file, --ca and --json. Data goes
+to stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ WIDTH_WITHOUT_TERMINAL = 200
 
 AdminUrl = Annotated[
     str | None,
-    typer.Option("--admin", help="URL of the admin listener. Default: XKSFAST_ADMIN_URL, else https://localhost:8444.", rich_help_panel="Server"),
+    typer.Option(
+        "--admin",
+        help="URL of the admin listener. Default: XKSFAST_ADMIN_URL, else https://localhost:8444.",
+        rich_help_panel="Server",
+    ),
 ]
 TokenFile = Annotated[
     Path | None,
@@ -39,9 +43,13 @@ TokenFile = Annotated[
 ]
 CaFile = Annotated[
     Path | None,
-    typer.Option("--ca", help="PEM file of the CA of the listener's certificate. Default: XKSFAST_ADMIN_CA.", rich_help_panel="Server"),
+    typer.Option(
+        "--ca", help="PEM file of the CA of the listener's certificate. Default: XKSFAST_ADMIN_CA.", rich_help_panel="Server"
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object or list on stdout; messages on stderr.", rich_help_panel="Server")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object or list on stdout; messages on stderr.", rich_help_panel="Server")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done, or why not.")]
 
@@ -55,7 +63,12 @@ _COMMON = (
 
 def new_app(help: str) -> typer.Typer:
     """A noun's group of commands."""
-    return typer.Typer(help=help, no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast store create|list|show|update|delete|block|unblock|teardown|credentials-file`, and link|connect|disconnect|sync|push|link-keys."""
+"""`xksfast store create|list|show|update|delete|block|unblock|teardown|credentials-file`; link|connect|disconnect|sync|push|link-keys."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ Endpoint = Annotated[str | None, typer.Option("--endpoint", help="https://host b
 Connectivity = Annotated[str | None, typer.Option("--connectivity", help="PUBLIC_ENDPOINT or VPC_ENDPOINT_SERVICE.")]
 ServiceName = Annotated[str | None, typer.Option("--vpc-endpoint-service-name")]
 MaxCredentials = Annotated[int | None, typer.Option("--max-credentials", help="2 to 20; 4 in a new store.")]
-RotateDays = Annotated[int | None, typer.Option("--rotate-credential-days", help="Issue a new credential every so many days; 0: never.")]
+RotateDays = Annotated[
+    int | None, typer.Option("--rotate-credential-days", help="Issue a new credential every so many days; 0: never.")
+]
 Principals = Annotated[
     list[str] | None,
-    typer.Option("--allowed-principal", help="ARN of who may use the keys, with * for any characters; may be repeated. None: everybody."),
+    typer.Option(
+        "--allowed-principal", help="ARN of who may use the keys, with * for any characters; may be repeated. None: everybody."
+    ),
 ]
 OnStale = Annotated[str | None, typer.Option("--on-stale", help="serve or refuse, when the state has not been heard of.")]
 StaleAfter = Annotated[int | None, typer.Option("--stale-after-s", help="After how many seconds that is.")]
@@ -36,7 +40,10 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", help="NAME=VALUE; may b
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Until AWS has done it.")]
 CredentialsFile = Annotated[
     Path | None,
-    typer.Option("--credentials-file", help="Write the new credential to this file (0600), as the AWS console takes it, and do not show it."),
+    typer.Option(
+        "--credentials-file",
+        help="Write the new credential to this file (0600), as the AWS console takes it, and do not show it.",
+    ),
 ]
 
 
@@ -47,7 +54,9 @@ def create(
     region: Annotated[str, typer.Option("--region", help="AWS region; it cannot be changed later.")],
     uri_path_prefix: Prefix = None,
     partition_group: Annotated[str | None, typer.Option("--partition-group", help="Where its keys live.")] = None,
-    key_source: Annotated[str | None, typer.Option("--key-source", help="local: keys sealed in the state, instead of a group.")] = None,
+    key_source: Annotated[
+        str | None, typer.Option("--key-source", help="local: keys sealed in the state, instead of a group.")
+    ] = None,
     account: Account = None,
     description: Description = None,
     endpoint: Endpoint = None,
@@ -56,7 +65,9 @@ def create(
     max_credentials: MaxCredentials = None,
     rotate_credential_days: RotateDays = None,
     allowed_principal: Principals = None,
-    health_check_label: Annotated[str | None, typer.Option("--health-check-label", help="CKA_LABEL of its health check key.")] = None,
+    health_check_label: Annotated[
+        str | None, typer.Option("--health-check-label", help="CKA_LABEL of its health check key.")
+    ] = None,
     aad_scheme: Annotated[str | None, typer.Option("--aad-scheme", help="xksfast or aws-sample.")] = None,
     on_stale: OnStale = None,
     stale_after_s: StaleAfter = None,
@@ -92,7 +103,9 @@ def create(
         _write_credentials(credentials_file, store["uri_path"], credential["access_key_id"], secret)
         shell.show(store, f"{name}: created; its credential is in {credentials_file}")
         return
-    shell.show(store, session.facts({**store, **_prefixed(store["credential"])}, leave_out=("credential", "keys", "credentials")))
+    shell.show(
+        store, session.facts({**store, **_prefixed(store["credential"])}, leave_out=("credential", "keys", "credentials"))
+    )
     shell.say("the secret is shown this once: keep it in a safe place")
 
 
@@ -156,7 +169,9 @@ def update(
     on_stale: OnStale = None,
     stale_after_s: StaleAfter = None,
     tag: Tags = None,
-    revision: Annotated[int | None, typer.Option("--revision", help="Refused when the store has changed since this one.")] = None,
+    revision: Annotated[
+        int | None, typer.Option("--revision", help="Refused when the store has changed since this one.")
+    ] = None,
 ) -> None:
     """Change a key store; what is not named stays. Region and key source never change."""
     body = session.given(
@@ -181,7 +196,9 @@ def update(
 def delete(
     shell: Shell,
     store: StoreNames = None,
-    aws: Annotated[bool, typer.Option("--aws", help="Delete the custom key store in AWS; the one here stays, unlinked.")] = False,
+    aws: Annotated[
+        bool, typer.Option("--aws", help="Delete the custom key store in AWS; the one here stays, unlinked.")
+    ] = False,
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -215,7 +232,10 @@ def unblock(shell: Shell, store: StoreNames = None, everything: All = False) -> 
 def teardown(shell: Shell, store: StoreName) -> None:
     """What stands in the way of deleting a key store, in the order in which it is to be cleared."""
     found = shell.api.get(_path(store, "teardown"))["items"]
-    rows = [(number, each["what"], each["command"], "AWS takes days" if each["waits"] else "") for number, each in enumerate(found, 1)]
+    rows = [
+        (number, each["what"], each["command"], "AWS takes days" if each["waits"] else "")
+        for number, each in enumerate(found, 1)
+    ]
     shell.show(found, session.table("", "what", "clear it by", "", rows=rows, none="nothing"))
 
 
@@ -224,7 +244,9 @@ def link(
     shell: Shell,
     store: StoreName,
     connection: Annotated[str, typer.Option("--connection", help="Name of an AWS connection.")],
-    custom_key_store_name: Annotated[str | None, typer.Option("--custom-key-store-name", help="Default: the store's own name.")] = None,
+    custom_key_store_name: Annotated[
+        str | None, typer.Option("--custom-key-store-name", help="Default: the store's own name.")
+    ] = None,
     custom_key_store_id: Annotated[str | None, typer.Option("--custom-key-store-id", help="One that was made by hand.")] = None,
 ) -> None:
     """Make the custom key store in AWS, or take one that was made by hand. It follows AWS from then on."""

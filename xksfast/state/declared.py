@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """stores.toml as a declaration: what stands in the file and nothing else, with the secrets that it names.
 
-load_store_file gives a whole with all defaults filled in, to be served. Here what the file does not say must stay unsaid, so that applying
-it leaves that alone. The rules are checked by whoever applies it.
+load_store_file gives a whole with all defaults filled in, to be served. Here what the file does not say must stay unsaid, so that
+applying it leaves that alone. The rules are checked by whoever applies it.
 """
 
 from __future__ import annotations

@@ -93,6 +93,8 @@ class Rig:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self._clients: dict[str, httpx.Client] = {}
         self.other_nodes, self.source_keys = OtherNodes(), Tokens()
         self.tokens: dict[str, str] = {}
         self._loop = asyncio.new_event_loop()
@@ -217,8 +219,20 @@ class Rig:
             trust_env=False,
         )
 
+    def as_role(self, role: str) -> httpx.Client:
+        """One that stays open. role "nobody": without a token."""
+        if role not in self._clients:
+            self._clients[role] = self.client(token="none" if role == "nobody" else self.tokens[role])
+        return self._clients[role]
+
+    def forgive(self) -> None:
+        """No login has failed so far."""
+        self.parts.failures.forgive()
+
     def close(self) -> None:
         """Leave nothing behind."""
+        for client in self._clients.values():
+            client.close()
         self.call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)

@@ -42,7 +42,10 @@ def told(made: dict[str, Any]) -> list[str]:
 
 
 def test_applied_once_there_is_nothing_left_to_do(rig: Rig, admin: httpx.Client) -> None:
-    keys = {"orders": {"label": "orders-v1", "create": True}, "mail": {"label": "mail-v1", "create": True, "enabled": False, "usage": ["ENCRYPT"]}}
+    keys = {
+        "orders": {"label": "orders-v1", "create": True},
+        "mail": {"label": "mail-v1", "create": True, "enabled": False, "usage": ["ENCRYPT"]},
+    }
     stores = {"git-a": declared("/git-a", "A", "B", keys=keys), "git-b": declared("/git-b", blocked=True)}
     before = rig.read(lambda state: state.seq)
     assert [step[0] + step.split(":")[0][1:] for step in told(plan(admin, stores))] == [
@@ -97,7 +100,11 @@ def test_what_can_never_change_is_a_problem_and_nothing_is_done(rig: Rig, admin:
 
 
 def test_it_stops_at_the_first_step_that_is_refused(rig: Rig, admin: httpx.Client) -> None:
-    keys = {"there": {"label": "there-v1", "create": True}, "absent": {"label": "absent-v1"}, "never": {"label": "never-v1", "create": True}}
+    keys = {
+        "there": {"label": "there-v1", "create": True},
+        "absent": {"label": "absent-v1"},
+        "never": {"label": "never-v1", "create": True},
+    }
     lines = apply(admin, {"stops": declared("/stops", keys=keys)})
     assert lines[-1]["event"] == "failed"
     assert lines[-1]["rule"] == "no-such-source-key"
@@ -112,7 +119,13 @@ def test_only_prune_takes_away_what_the_file_does_not_name(rig: Rig, admin: http
                 client.delete(f"/v1/stores/{store['name']}/keys/{key['external_key_id']}")
             client.delete(f"/v1/stores/{store['name']}")
     keys = {"a": {"label": "pa-v1", "create": True}, "b": {"label": "pb-v1", "create": True}}
-    apply(admin, {"kept": declared("/kept", "A", "B", keys=keys), "dropped": declared("/dropped", keys={"c": {"label": "pc-v1", "create": True}})})
+    apply(
+        admin,
+        {
+            "kept": declared("/kept", "A", "B", keys=keys),
+            "dropped": declared("/dropped", keys={"c": {"label": "pc-v1", "create": True}}),
+        },
+    )
     less = {"kept": declared("/kept", "A", keys={"a": keys["a"]})}
     made = plan(admin, less)
     assert made["steps"] == []

@@ -69,10 +69,14 @@ def test_nodes_say_how_far_they_are(rig: Rig, admin: httpx.Client) -> None:
 
 
 def test_connections_and_operators_come_and_go(admin: httpx.Client) -> None:
-    made = admin.post("/v1/aws-connections", json={"name": "prod", "account": "1" * 12, "region": "us-east-1", "profile": "kms"})
+    made = admin.post(
+        "/v1/aws-connections", json={"name": "prod", "account": "1" * 12, "region": "us-east-1", "profile": "kms"}
+    )
     assert made.status_code == 201
     assert admin.get("/v1/aws-connections/prod").json() == made.json()
-    assert admin.post("/v1/aws-connections", json={"name": "prod", "account": "1" * 12, "region": "us-east-1"}).status_code == 409
+    assert (
+        admin.post("/v1/aws-connections", json={"name": "prod", "account": "1" * 12, "region": "us-east-1"}).status_code == 409
+    )
     assert "did you mean 'prod'" in admin.get("/v1/aws-connections/prd").json()["detail"]
     assert admin.delete("/v1/aws-connections/prod", params={"dry_run": "true"}).status_code == 200
     assert admin.delete("/v1/aws-connections/prod").status_code == 204

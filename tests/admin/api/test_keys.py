@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -14,10 +13,10 @@ from tests.admin.api.test_stores import new_store
 
 
 @pytest.fixture(scope="module")
-def store(rig: Rig) -> Iterator[str]:
+def store(rig: Rig) -> str:
     with rig.client() as admin:
         new_store(admin, "payments")
-    yield "payments"
+    return "payments"
 
 
 def new_key(admin: httpx.Client, store: str, name: str, **members: object) -> dict[str, object]:

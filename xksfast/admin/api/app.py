@@ -9,7 +9,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from xksfast._version import __version__
-from xksfast.admin.api import apply, bulk, connections, credentials, events, keys, links, nodes, operators, peers, problems, stores, streams
+from xksfast.admin.api import (
+    apply,
+    bulk,
+    connections,
+    credentials,
+    events,
+    keys,
+    links,
+    nodes,
+    operators,
+    peers,
+    problems,
+    stores,
+    streams,
+)
 from xksfast.admin.api.guard import Guard
 from xksfast.admin.api.parts import Parts
 

@@ -49,7 +49,10 @@ class ApplyLine(BaseModel):
 
 
 @router.post(
-    "/plan", response_model=PlanView, summary="What it takes to make the state what a declaration says", responses=documented(413)
+    "/plan",
+    response_model=PlanView,
+    summary="What it takes to make the state what a declaration says",
+    responses=documented(413),
 )
 async def plan(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Response:
     """Changes nothing. An empty plan: the state is so already."""

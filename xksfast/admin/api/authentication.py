@@ -46,6 +46,11 @@ class Failures:
         return 0.0 if allowed else (1.0 - left) * FAILURE_EVERY_S
 
 
+    def forgive(self) -> None:
+        """Forget all of them."""
+        self._buckets.clear()
+
+
 class Authenticator:
     """Of one listener. reading: the state, as for the service."""
 

@@ -35,7 +35,10 @@ class BulkLine(BaseModel):
     summary="The same for many key stores and keys",
     response_class=Response,
     responses={
-        200: {"model": BulkLine, "description": "JSON lines: progress while it runs, then a result for each name, then the end"},
+        200: {
+            "model": BulkLine,
+            "description": "JSON lines: progress while it runs, then a result for each name, then the end",
+        },
         **documented(413),
     },
 )

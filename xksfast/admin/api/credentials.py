@@ -12,7 +12,9 @@ from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey
 from xksfast.admin.api.views import CredentialView, IssuedView, Page, credential_view, issued_view
 from xksfast.admin.requests import CredentialGiven
 
-router = APIRouter(prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=RepeatableRoute, dependencies=[BEARER])
+router = APIRouter(
+    prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=RepeatableRoute, dependencies=[BEARER]
+)
 
 
 @router.post(
@@ -39,9 +41,7 @@ async def list_credentials(
     """By access key id."""
     found = parts.service.list_credentials(actor, store)
     with parts.reading() as state:
-        return page(
-            request, found, lambda each: each.access_key_id, lambda each: credential_view(state, each), limit, cursor
-        )
+        return page(request, found, lambda each: each.access_key_id, lambda each: credential_view(state, each), limit, cursor)
 
 
 @router.delete(

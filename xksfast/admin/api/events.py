@@ -77,7 +77,5 @@ async def verify_log(parts: PartsIn, actor: ActorIn) -> Response:
     actor.require("read")
     verdict = await parts.verify_log()
     return answer(
-        VerdictView(
-            ok=verdict.ok, events=verdict.events, seq=verdict.seq, head=verdict.head, problems=list(verdict.problems)
-        )
+        VerdictView(ok=verdict.ok, events=verdict.events, seq=verdict.seq, head=verdict.head, problems=list(verdict.problems))
     )

@@ -103,4 +103,7 @@ def _bounded(receive: Receive, limit: int, words: str) -> Receive:
 
 def _where(error: BaseException) -> list[str]:
     """ "file:line function" of each frame, the innermost last."""
-    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
+    return [
+        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)[-8:]
+    ]

@@ -10,7 +10,17 @@ from fastapi import APIRouter, Query, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, IfMatch, RepeatableRoute, answer, gone, revision_of
+from xksfast.admin.api.route import (
+    BEARER,
+    DryRun,
+    DryRunResult,
+    IdempotencyKey,
+    IfMatch,
+    RepeatableRoute,
+    answer,
+    gone,
+    revision_of,
+)
 from xksfast.admin.api.views import ConfirmationView, KeyView, Page, VersionsView, confirmation_view, key_view, versions_view
 from xksfast.admin.requests import Block, KeyCreate, KeyRotate, KeyUpdate
 from xksfast.state.objects import Key
@@ -95,7 +105,12 @@ async def delete_key(
     responses=documented(404, 409, 413),
 )
 async def rotate_key(
-    store: str, key: str, parts: PartsIn, actor: ActorIn, request: KeyRotate | None = None, idempotency_key: IdempotencyKey = None
+    store: str,
+    key: str,
+    parts: PartsIn,
+    actor: ActorIn,
+    request: KeyRotate | None = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All former versions go on decrypting."""
     return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate()))

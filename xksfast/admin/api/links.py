@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1", tags=["aws"], route_class=AdminRoute, dependencies=[BEARER])
 
+
 class LinkLine(BaseModel):
     """One line: progress (what AWS says, after how many seconds), end with the key store, or failed."""
 
@@ -187,14 +188,17 @@ async def link_found_keys(store: str, parts: PartsIn, actor: ActorIn) -> Respons
     summary="Link a key to a KMS key in AWS, which is made unless the request names one",
     responses=documented(404, 409, 413),
 )
-async def link_key(
-    store: str, key: str, parts: PartsIn, actor: ActorIn, request: KeyLinkRequest | None = None
-) -> Response:
+async def link_key(store: str, key: str, parts: PartsIn, actor: ActorIn, request: KeyLinkRequest | None = None) -> Response:
     """Its store must be linked."""
     return _key(parts, await _linking(parts).link_key(actor, store, key, request or KeyLinkRequest()))
 
 
-@router.post("/stores/{store}/keys/{key}/sync", response_model=KeyView, summary="Look at AWS's side of a key", responses=documented(404, 409))
+@router.post(
+    "/stores/{store}/keys/{key}/sync",
+    response_model=KeyView,
+    summary="Look at AWS's side of a key",
+    responses=documented(404, 409),
+)
 async def sync_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Alias, description, tags and state follow AWS."""
     return _key(parts, await _linking(parts).sync_key(actor, store, key))

@@ -31,9 +31,7 @@ class NodeView(View):
 
 
 @router.get("", response_model=Page[NodeView], summary="List the nodes", responses=documented())
-async def list_nodes(
-    request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = ""
-) -> Response:
+async def list_nodes(request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = "") -> Response:
     """By name, with how far each of them is."""
     actor.require("read")
     found = await parts.nodes()
@@ -41,6 +39,8 @@ async def list_nodes(
     def view(name: str) -> NodeView:
         node = next(each for each in found if each.name == name)
         fields = asdict(node)
-        return NodeView(**{key: value for key, value in fields.items() if key != "seq"}, behind=max(0, node.seq - node.applied_seq))
+        return NodeView(
+            **{key: value for key, value in fields.items() if key != "seq"}, behind=max(0, node.seq - node.applied_seq)
+        )
 
     return page(request, [node.name for node in found], lambda name: name, view, limit, cursor)

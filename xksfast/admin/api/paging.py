@@ -29,14 +29,21 @@ Filter = Annotated[str, Query(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 def page(
-    request: Request, things: Iterable[Thing], name: Callable[[Thing], str], view: Callable[[Thing], Shown], limit: int, cursor: str
+    request: Request,
+    things: Iterable[Thing],
+    name: Callable[[Thing], str],
+    view: Callable[[Thing], Shown],
+    limit: int,
+    cursor: str,
 ) -> Response:
     """In the order of their names. view: for those on the page only."""
     after = decode_cursor(cursor)
     left = things if not cursor else (thing for thing in things if name(thing) > after)
     found = heapq.nsmallest(limit + 1, left, key=name)
     more = len(found) > limit
-    return page_answer(request, [view(thing) for thing in found[:limit]], encode_cursor(name(found[limit - 1])) if more else None)
+    return page_answer(
+        request, [view(thing) for thing in found[:limit]], encode_cursor(name(found[limit - 1])) if more else None
+    )
 
 
 def page_answer(request: Request, items: list[Shown], next_cursor: str | None) -> Response:

@@ -73,7 +73,10 @@ class Problem(BaseModel):
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: the problems that it may answer with, beside those that every route may."""
-    return {status: {"model": Problem, "description": _TITLES[status]} for status in sorted({*statuses, 401, 403, 422, 429, 500, 503})}
+    return {
+        status: {"model": Problem, "description": _TITLES[status]}
+        for status in sorted({*statuses, 401, 403, 422, 429, 500, 503})
+    }
 
 
 def problem(
@@ -227,7 +230,7 @@ def of_http(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses."""
     match error.status_code:
         case 404:
-            known = sorted({path for route in request.app.routes if (path := getattr(route, "path", "")).startswith("/v1/")})
+            known = request.app.openapi()["paths"]
             hint = nearest(request.url.path, known).removeprefix(": ") if len(request.url.path) < 200 else ""
             hint = hint if hint.startswith("did you mean") else "See /openapi.json for those that there are"
             return problem(404, "no-such-route", "There is nothing at this path", next=hint[:1].upper() + hint[1:])

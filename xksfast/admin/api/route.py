@@ -105,7 +105,12 @@ class DryRunResult(BaseModel):
 
 
 def answer(
-    body: BaseModel, status: int = 200, *, revision: int | None = None, secret: bool = False, headers: Mapping[str, str] | None = None
+    body: BaseModel,
+    status: int = 200,
+    *,
+    revision: int | None = None,
+    secret: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """revision: for the ETag. secret: it must not be kept by anything on its way."""
     named = {"Cache-Control": "no-store" if secret else "no-cache", **(headers or {})}

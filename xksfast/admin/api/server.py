@@ -112,7 +112,11 @@ def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
         context.load_cert_chain(certificate, private_key)
     except (OSError, ssl.SSLError) as error:
         absent = next((path for path in (certificate, private_key) if not Path(path).is_file()), None)
-        fault = f"there is no file {absent}" if absent else f"{certificate} and {private_key} do not go together or are no PEM files"
+        fault = (
+            f"there is no file {absent}"
+            if absent
+            else f"{certificate} and {private_key} do not go together or are no PEM files"
+        )
         raise OperatorError(f"admin.certificate: {fault} ({getattr(error, 'reason', None) or error.strerror})") from None
     return context
 

@@ -10,7 +10,17 @@ from fastapi import APIRouter, Query, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, IfMatch, RepeatableRoute, answer, gone, revision_of
+from xksfast.admin.api.route import (
+    BEARER,
+    DryRun,
+    DryRunResult,
+    IdempotencyKey,
+    IfMatch,
+    RepeatableRoute,
+    answer,
+    gone,
+    revision_of,
+)
 from xksfast.admin.api.views import (
     ConfirmationView,
     CredentialsFile,
@@ -37,14 +47,14 @@ router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=RepeatableR
     summary="Create a key store, with its first credential",
     responses=documented(404, 409, 413),
 )
-async def create_store(request: StoreCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+async def create_store(
+    request: StoreCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
+) -> Response:
     """A trial operation on its key source comes first. The secret of the credential is in this answer and never again."""
     store, issued = await parts.service.create_store(actor, request)
     with parts.reading() as state:
         view = store_created(state, store, issued)
-    return answer(
-        view, 201, revision=view.revision, secret=True, headers={"Location": f"/v1/stores/{store.name}"}
-    )
+    return answer(view, 201, revision=view.revision, secret=True, headers={"Location": f"/v1/stores/{store.name}"})
 
 
 @router.get("", response_model=Page[StoreView], summary="List key stores", responses=documented())
@@ -85,9 +95,7 @@ async def get_store(store: str, parts: PartsIn, actor: ActorIn) -> Response:
 
 
 @router.patch("/{store}", response_model=StoreView, summary="Change a key store", responses=documented(404, 409, 412, 413))
-async def update_store(
-    store: str, request: StoreUpdate, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None
-) -> Response:
+async def update_store(store: str, request: StoreUpdate, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """What the request names; the rest stays."""
     return _shown(parts, await parts.service.update_store(actor, store, request, revision_of(if_match)))
 
@@ -138,7 +146,9 @@ async def teardown(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     """In the order in which it is to be cleared, each with the command that does it."""
     steps = parts.service.teardown(actor, store)
     return answer(
-        TeardownView(items=[ObstacleView(what=step.what, command=step.command, count=step.count, waits=step.waits) for step in steps])
+        TeardownView(
+            items=[ObstacleView(what=step.what, command=step.command, count=step.count, waits=step.waits) for step in steps]
+        )
     )
 
 
@@ -149,9 +159,7 @@ async def teardown(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     summary="Issue a credential as a file for the AWS console",
     responses=documented(404, 409),
 )
-async def make_credentials_file(
-    store: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def make_credentials_file(store: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
     """A new credential, since the secrets of those that there are cannot be read any more. Those stay valid until they are removed."""
     issued = await parts.service.rotate_credential(actor, store)
     with parts.reading() as state:

@@ -271,9 +271,7 @@ def uri_path(store: KeyStore) -> str:
 
 def store_created(state: State, store: KeyStore, issued: list[IssuedCredential]) -> StoreCreated:
     """With the secret of its new credential."""
-    return StoreCreated(
-        **store_view(state, store).model_dump(), credential=issued_view(state, issued[0]) if issued else None
-    )
+    return StoreCreated(**store_view(state, store).model_dump(), credential=issued_view(state, issued[0]) if issued else None)
 
 
 def credential_view(state: State, credential: Credential) -> CredentialView:
@@ -289,9 +287,7 @@ def credential_view(state: State, credential: Credential) -> CredentialView:
 
 def issued_view(state: State, issued: IssuedCredential) -> IssuedView:
     """With its secret."""
-    return IssuedView(
-        **credential_view(state, issued.credential).model_dump(), secret_access_key=issued.secret_access_key
-    )
+    return IssuedView(**credential_view(state, issued.credential).model_dump(), secret_access_key=issued.secret_access_key)
 
 
 def credentials_file(store: KeyStore, issued: IssuedCredential) -> CredentialsFile:
