@@ -7,6 +7,7 @@ it between calls.
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import threading
@@ -85,14 +86,17 @@ class FakeKms:
         connect_s: float = 0.05,
         disconnect_s: float = 0.02,
     ) -> None:
-        self.account = Account(region, ca_file=ca_file, limit_s=limit_s, connect_s=connect_s, disconnect_s=disconnect_s)
+        self._new_account = functools.partial(
+            Account, region, ca_file=ca_file, limit_s=limit_s, connect_s=connect_s, disconnect_s=disconnect_s
+        )
+        self.account = self._new_account()
         self.region = region
         self.access_key_id = "AKIA" + secrets.token_hex(8).upper()
         self.secret_access_key = secrets.token_urlsafe(30)
         self.calls: list[str] = []
         self.role_arns: list[str] = []
         self.problems: list[BaseException] = []
-        self._known = {self.access_key_id: AwsCredential(self.secret_access_key, USER_ARN)}
+        self._known: dict[str, AwsCredential] = {self.access_key_id: AwsCredential(self.secret_access_key, USER_ARN)}
         self._faults: dict[str, list[_Fault]] = defaultdict(list)
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _RequestHandler)
@@ -109,6 +113,14 @@ class FakeKms:
         self._thread.join()
         self._server.server_close()
         assert self.problems == [], self.problems
+
+    def reset(self) -> None:
+        """An empty account, and no fault that an earlier test asked for."""
+        assert self.problems == [], self.problems
+        self.account = self._new_account()
+        self.calls.clear()
+        self.role_arns.clear()
+        self._faults.clear()
 
     # --- what tests ask for
 
@@ -152,9 +164,9 @@ class FakeKms:
         if fault.lost:
             return None
         headers = {"Content-Type": "application/x-amz-json-1.1", "x-amzn-RequestId": str(uuid.uuid4())}
-        return status, headers, b"" if document is None else json.dumps(document).encode()
+        return status, headers, json.dumps(document).encode()
 
-    def _perform(self, name: str, method: str, target: str, headers: dict[str, str], body: bytes) -> dict[str, Any] | None:
+    def _perform(self, name: str, method: str, target: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         if method != "POST" or name not in OPERATIONS.keys() | USING.keys():
             raise KmsError("UnknownOperationException", name)
         if headers.get("content-type") != "application/x-amz-json-1.1":
@@ -207,6 +219,9 @@ def _identity(caller: AwsCredential) -> str:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     fake: FakeKms
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up waiting is no fault; one of the fake is kept in `problems`."""
 
 
 class _RequestHandler(BaseHTTPRequestHandler):
