@@ -22,7 +22,16 @@ from xksfast.state.objects import AwsConnection, Credential, KeyStore
 
 HOST = "proxy.xks.example.com"
 ENDPOINT = f"https://{HOST}"
-UNSET = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "HTTP_PROXY", "http_proxy")
+UNSET = (
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_SESSION_TOKEN",
+    "AWS_CA_BUNDLE",
+    "HTTP_PROXY",
+    "http_proxy",
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for the `aws` command, for shell lines that call `aws kms …`: parameters by botocore's model, --query by JMESPath.
 
-Run as a program; the endpoint comes from AWS_ENDPOINT_URL_KMS, the Region from AWS_REGION. Unlike the real one it refuses a secret on the
-command line.
+Run as a program; the endpoint comes from AWS_ENDPOINT_URL_KMS, the Region from AWS_REGION. Unlike the real one it refuses a
+structure, and so a secret, on the command line.
 """
 
 from __future__ import annotations

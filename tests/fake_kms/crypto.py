@@ -58,7 +58,9 @@ def decrypt(account: Account, request: Request, principal: str) -> Answer:
     except (ValueError, KeyError, TypeError):
         raise KmsError("InvalidCiphertextException", "") from None
     if "KeyId" in request and account.key(request["KeyId"], alias=True) is not key:
-        raise KmsError("IncorrectKeyException", "The key ID in the request does not identify a key that can perform this operation.")
+        raise KmsError(
+            "IncorrectKeyException", "The key ID in the request does not identify a key that can perform this operation."
+        )
     key = _usable(account, key.id, request)
     aad = _aad(key, request.get("EncryptionContext", {}))
     document = {
@@ -71,7 +73,9 @@ def decrypt(account: Account, request: Request, principal: str) -> Answer:
     try:
         plaintext = AESGCM(key.material).decrypt(inner[:NONCE_BYTES], inner[NONCE_BYTES:], aad)
     except (InvalidTag, ValueError):
-        raise KmsError("KMSInvalidStateException", "The ciphertext that the proxy submitted for decryption is corrupted.") from None
+        raise KmsError(
+            "KMSInvalidStateException", "The ciphertext that the proxy submitted for decryption is corrupted."
+        ) from None
     return {"Plaintext": _b64(plaintext), "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
 
 

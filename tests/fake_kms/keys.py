@@ -33,7 +33,11 @@ def create(account: Account, request: Request, principal: str) -> Answer:
         if name not in request:
             raise KmsError("ValidationException", f"{name} is required with the origin EXTERNAL_KEY_STORE")
     spec = request.get("KeySpec", request.get("CustomerMasterKeySpec", "SYMMETRIC_DEFAULT"))
-    if spec != "SYMMETRIC_DEFAULT" or request.get("KeyUsage", "ENCRYPT_DECRYPT") != "ENCRYPT_DECRYPT" or request.get("MultiRegion"):
+    if (
+        spec != "SYMMETRIC_DEFAULT"
+        or request.get("KeyUsage", "ENCRYPT_DECRYPT") != "ENCRYPT_DECRYPT"
+        or request.get("MultiRegion")
+    ):
         raise KmsError("UnsupportedOperationException", "keys in custom key stores are symmetric encryption keys of one Region")
     tags = _tags(request.get("Tags", []))
     store = account.store(request["CustomKeyStoreId"])

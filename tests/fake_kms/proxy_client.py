@@ -54,7 +54,11 @@ class ProxyFailure(Exception):
 _ERRORS = {
     "ValidationException": (400, Fault.INVALID_RESPONSE, "KMS cannot interpret the response of the proxy"),
     "InvalidStateException": (400, Fault.INVALID_STATE, "the external key is not enabled in the external key manager"),
-    "InvalidCiphertextException": (400, Fault.CIPHERTEXT, "the ciphertext or additional authenticated data is corrupted or missing"),
+    "InvalidCiphertextException": (
+        400,
+        Fault.CIPHERTEXT,
+        "the ciphertext or additional authenticated data is corrupted or missing",
+    ),
     "InvalidKeyUsageException": (400, Fault.KEY_USAGE, "the external key does not support the requested operation"),
     "AuthenticationFailedException": (401, Fault.AUTHENTICATION, "the proxy could not authenticate AWS KMS"),
     "AccessDeniedException": (403, Fault.ACCESS_DENIED, "the proxy denied access to the operation or the external key"),
@@ -62,7 +66,11 @@ _ERRORS = {
     "InvalidUriPathException": (404, Fault.URI_PATH, "the proxy rejected the request because of an invalid URI path"),
     "ThrottlingException": (429, Fault.THROTTLED, "the proxy rejected the request due to a very high request rate"),
     "InternalException": (500, Fault.INVALID_RESPONSE, "KMS cannot interpret the response of the proxy"),
-    "UnsupportedOperationException": (501, Fault.UNSUPPORTED, "the proxy does not support the requested cryptographic operation"),
+    "UnsupportedOperationException": (
+        501,
+        Fault.UNSUPPORTED,
+        "the proxy does not support the requested cryptographic operation",
+    ),
     "DependencyTimeoutException": (503, Fault.TIMED_OUT, "the proxy did not respond in the time allotted"),
 }
 

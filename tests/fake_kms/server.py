@@ -146,7 +146,9 @@ class FakeKms:
 
     # --- requests
 
-    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes] | None:
+    def answer(
+        self, method: str, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes] | None:
         """(status, headers, body), or None: close without an answer."""
         if "x-amz-target" not in headers:
             return self._answer_sts(method, target, headers, body)
@@ -178,7 +180,9 @@ class FakeKms:
             raise KmsError("SerializationException", "the body is not JSON") from None
         request = check_request(name, document)
         with self._lock:
-            answer = USING[name](self.account, request, caller.arn) if name in USING else OPERATIONS[name](self.account, request)
+            answer = (
+                USING[name](self.account, request, caller.arn) if name in USING else OPERATIONS[name](self.account, request)
+            )
         check_answer(name, answer)
         return answer
 
@@ -201,7 +205,11 @@ class FakeKms:
         role = form["RoleArn"]
         if role not in self.role_arns:
             raise KmsError("AccessDenied", f"not authorized to perform: sts:AssumeRole on resource: {role}")
-        access_key_id, secret, token = "ASIA" + secrets.token_hex(8).upper(), secrets.token_urlsafe(30), secrets.token_urlsafe(40)
+        access_key_id, secret, token = (
+            "ASIA" + secrets.token_hex(8).upper(),
+            secrets.token_urlsafe(30),
+            secrets.token_urlsafe(40),
+        )
         arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/{role.rpartition('/')[2]}/{form['RoleSessionName']}"
         self._known[access_key_id] = AwsCredential(secret, arn, token)
         expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + int(form.get("DurationSeconds", "3600"))))

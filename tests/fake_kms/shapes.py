@@ -49,7 +49,9 @@ def _check(shape: Shape, value: Any, path: str, problems: list[str], *, answer: 
         if unknown and answer:
             problems.append(f"unknown members {unknown} at {path!r}")
         known = {name: item for name, item in value.items() if name in shape.members and item is not None}
-        return {name: _check(shape.members[name], item, _where(path, name), problems, answer=answer) for name, item in known.items()}
+        return {
+            name: _check(shape.members[name], item, _where(path, name), problems, answer=answer) for name, item in known.items()
+        }
     if isinstance(shape, ListShape):
         _type(value, list, path)
         _length(shape, len(value), path, problems)
@@ -98,7 +100,9 @@ def _text(shape: Shape, value: str, path: str, problems: list[str]) -> None:
 def _length(shape: Shape, length: int, path: str, problems: list[str]) -> None:
     least, most = shape.metadata.get("min"), shape.metadata.get("max")
     if least is not None and length < least:
-        problems.append(f"Value at '{path}' failed to satisfy constraint: Member must have length greater than or equal to {least}")
+        problems.append(
+            f"Value at '{path}' failed to satisfy constraint: Member must have length greater than or equal to {least}"
+        )
     if most is not None and length > most:
         problems.append(f"Value at '{path}' failed to satisfy constraint: Member must have length less than or equal to {most}")
 

@@ -29,7 +29,14 @@ class AwsCredential:
 
 
 def verify(
-    method: str, target: str, headers: Mapping[str, str], body: bytes, *, region: str, service: str, known: Mapping[str, AwsCredential]
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    region: str,
+    service: str,
+    known: Mapping[str, AwsCredential],
 ) -> AwsCredential:
     """Whose request it is. headers: lower-case names. KmsError as AWS refuses it."""
     match = _AUTHORIZATION.fullmatch(headers.get("authorization", ""))
@@ -40,7 +47,9 @@ def verify(
     if credential is None or credential.token != headers.get("x-amz-security-token", ""):
         raise KmsError("UnrecognizedClientException", "The security token included in the request is invalid.")
     if (scope_region, scope_service) != (region, service):
-        raise KmsError("InvalidSignatureException", f"Credential should be scoped to a valid region and service, not {scope_region}")
+        raise KmsError(
+            "InvalidSignatureException", f"Credential should be scoped to a valid region and service, not {scope_region}"
+        )
     stamp = headers.get("x-amz-date", "")
     _check_time(stamp, day)
     names = signed.split(";")
@@ -48,7 +57,8 @@ def verify(
         raise KmsError("InvalidSignatureException", "The signed headers are not those of the request.")
     url = urlsplit(target)
     query = "&".join(
-        f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in sorted(parse_qsl(url.query, keep_blank_values=True))
+        f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}"
+        for name, value in sorted(parse_qsl(url.query, keep_blank_values=True))
     )
     canonical_headers = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in names)
     canonical = "\n".join([method, url.path or "/", query, canonical_headers, signed, hashlib.sha256(body).hexdigest()])
@@ -58,7 +68,9 @@ def verify(
     for part in (day, region, service, "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
     if not hmac.compare_digest(hmac.digest(key, to_sign.encode(), "sha256").hex(), signature):
-        raise KmsError("InvalidSignatureException", "The request signature we calculated does not match the signature you provided.")
+        raise KmsError(
+            "InvalidSignatureException", "The request signature we calculated does not match the signature you provided."
+        )
     return credential
 
 

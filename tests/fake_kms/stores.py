@@ -113,7 +113,7 @@ def connect(account: Account, request: Request) -> Answer:
 
 
 def _connection_error(account: Account, store: Store) -> str:
-    """"" or the code with which connecting fails."""
+    """ "" or the code with which connecting fails."""
     try:
         if store.connectivity == "VPC_ENDPOINT_SERVICE":
             _check_vpc(account, store, _raise_code)
@@ -139,7 +139,12 @@ def update(account: Account, request: Request) -> Answer:
     store = account.store(request["CustomKeyStoreId"])
     if {"CloudHsmClusterId", "KeyStorePassword"} & request.keys():
         raise KmsError("ValidationException", "the parameter is not for an external key store")
-    restricted = {"XksProxyUriEndpoint", "XksProxyConnectivity", "XksProxyVpcEndpointServiceName", "XksProxyVpcEndpointServiceOwner"}
+    restricted = {
+        "XksProxyUriEndpoint",
+        "XksProxyConnectivity",
+        "XksProxyVpcEndpointServiceName",
+        "XksProxyVpcEndpointServiceOwner",
+    }
     allowed = ("DISCONNECTED",) if restricted & request.keys() else ("DISCONNECTED", "CONNECTED")
     if store.state not in allowed:
         raise KmsError("CustomKeyStoreInvalidStateException", f"{store.id} is {store.state}")
@@ -216,7 +221,9 @@ class _ConnectionError(Exception):
 
 
 def _raise_code(missing: bool, problem: str) -> None:
-    raise _ConnectionError("XKS_VPC_ENDPOINT_SERVICE_NOT_FOUND" if missing else "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION")
+    raise _ConnectionError(
+        "XKS_VPC_ENDPOINT_SERVICE_NOT_FOUND" if missing else "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION"
+    )
 
 
 def _raise_exception(missing: bool, problem: str) -> None:

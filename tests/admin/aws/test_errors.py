@@ -21,7 +21,8 @@ from xksfast.admin.aws.errors import (
 
 # Exceptions of the operations that we call, but which AWS has for AWS CloudHSM or for parameters that we never send.
 NOT_OURS = {
-    "CloudHsmClusterInUseException", "CloudHsmClusterNotFoundException", "CloudHsmClusterNotActiveException", "DryRunOperationException",
+    "CloudHsmClusterInUseException", "CloudHsmClusterNotFoundException", "CloudHsmClusterNotActiveException",
+    "DryRunOperationException",
     "IncorrectTrustAnchorException", "CloudHsmClusterInvalidConfigurationException", "CloudHsmClusterNotRelatedException",
     "InvalidGrantTokenException", "InvalidKeyUsageException", "InvalidCiphertextException", "IncorrectKeyException",
 }  # fmt: skip

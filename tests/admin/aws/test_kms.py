@@ -40,7 +40,12 @@ def add_store(fake: FakeKms, name: str = "one", **values: Any) -> Store:
 
 def add_service(fake: FakeKms, **changes: Any) -> VpcService:
     """A VPC endpoint service that meets every requirement, but for `changes`; nobody answers behind it."""
-    values = {"private_dns_name": HOST, "address": "127.0.0.1", "port": 1, "allowed_principals": ("cks.kms.us-east-1.amazonaws.com",)}
+    values = {
+        "private_dns_name": HOST,
+        "address": "127.0.0.1",
+        "port": 1,
+        "allowed_principals": ("cks.kms.us-east-1.amazonaws.com",),
+    }
     service = fake.account.vpc_services[SERVICE] = VpcService(**{**values, **changes})
     return service
 
@@ -420,7 +425,9 @@ def test_a_profile_that_is_not_there(fake_kms: FakeKms) -> None:
 
 def test_a_profile_brings_its_credentials(fake_kms: FakeKms, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "credentials"
-    file.write_text(f"[keys]\naws_access_key_id = {fake_kms.access_key_id}\naws_secret_access_key = {fake_kms.secret_access_key}\n")
+    file.write_text(
+        f"[keys]\naws_access_key_id = {fake_kms.access_key_id}\naws_secret_access_key = {fake_kms.secret_access_key}\n"
+    )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     assert KmsConnection(aws_connection(fake_kms, profile="keys")).key_arns() == []

@@ -31,7 +31,12 @@ SERVICE = "com.amazonaws.vpce.us-east-1.vpce-svc-0123456789abcdef0"
 
 def create(kms: KmsConnection, proxy: LinkedProxy, **changes: Any) -> str:
     """CreateCustomKeyStore for the proxy, as it should be but for `changes`."""
-    values = {"endpoint": ENDPOINT, "uri_path": proxy.uri_path, "connectivity": "PUBLIC_ENDPOINT", "credential": proxy.credential}
+    values = {
+        "endpoint": ENDPOINT,
+        "uri_path": proxy.uri_path,
+        "connectivity": "PUBLIC_ENDPOINT",
+        "credential": proxy.credential,
+    }
     return kms.create_store("payments", **{**values, **changes})
 
 
@@ -45,7 +50,9 @@ def connected(kms: KmsConnection, proxy: LinkedProxy) -> str:
 
 def the_key(proxy: LinkedProxy) -> Key:
     """The proxy's key as the state would hold it."""
-    return Key(store="dev", external_key_id=proxy.ready["keys"]["default"], versions=(KeyVersion(number=1, label="x"),), alias="orders")
+    return Key(
+        store="dev", external_key_id=proxy.ready["keys"]["default"], versions=(KeyVersion(number=1, label="x"),), alias="orders"
+    )
 
 
 def test_the_whole_life_of_a_store_and_a_key(linked_kms: FakeKms, kms: KmsConnection, linked_proxy: LinkedProxy) -> None:
@@ -61,7 +68,10 @@ def test_the_whole_life_of_a_store_and_a_key(linked_kms: FakeKms, kms: KmsConnec
     kms.wait_connected(store_id, lambda seen, _: states.append(seen.connection_state), QUICK)
     assert states[-1] == "CONNECTED"
     store = msgspec.structs.replace(
-        store, link=sync_store(msgspec.structs.replace(store, link=link), kms.describe_store(store_id), linked_proxy.credentials, now=2)
+        store,
+        link=sync_store(
+            msgspec.structs.replace(store, link=link), kms.describe_store(store_id), linked_proxy.credentials, now=2
+        ),
     )
     assert store.link is not None
     assert (store.link.connection_state, store.link.drift, store.link.synced_at) == ("CONNECTED", (), 2)
@@ -263,7 +273,9 @@ def test_what_is_in_the_way_is_named_when_creating_and_when_connecting(
         assert any(refusal.value.explanation.why in sentence for sentence in drift)
 
 
-def test_a_wrong_update_is_refused_and_changes_nothing(linked_kms: FakeKms, kms: KmsConnection, linked_proxy: LinkedProxy) -> None:
+def test_a_wrong_update_is_refused_and_changes_nothing(
+    linked_kms: FakeKms, kms: KmsConnection, linked_proxy: LinkedProxy
+) -> None:
     store_id = connected(kms, linked_proxy)
     with pytest.raises(AwsRefused, match="has another access key id or secret"):
         kms.update_store(store_id, credential=ProxyCredential(linked_proxy.credential.access_key_id, WRONG_SECRET))

@@ -123,7 +123,11 @@ def test_cloudformation_says_that_it_cannot_and_builds_the_service() -> None:
     assert "cks.kms.us-east-1.amazonaws.com" in private
     assert f"--private-dns-name {HOST}" in private
     types = set(re.findall(r"Type: (AWS::\S+)", private))
-    assert types >= {"AWS::EC2::VPCEndpointService", "AWS::EC2::VPCEndpointServicePermissions", "AWS::ElasticLoadBalancingV2::Listener"}
+    assert types >= {
+        "AWS::EC2::VPCEndpointService",
+        "AWS::EC2::VPCEndpointServicePermissions",
+        "AWS::ElasticLoadBalancingV2::Listener",
+    }
     referred = set(re.findall(r"!Ref (\w+)", private))
     named = set(re.findall(r"^  (\w+):$", private, flags=re.M))
     assert referred <= named

@@ -26,7 +26,9 @@ from xksfast.state.objects import Credential, Key, KeyLink, KeyStore, KeyVersion
 ID, OTHER_ID = "A" * 20, "B" * 20
 ENDPOINT = "https://xks.example.com"
 STORE = KeyStore(name="one", uri_path_prefix="/one", region="us-east-1", key_source="local", endpoint=ENDPOINT)
-LINKED = msgspec.structs.replace(STORE, link=StoreLink(connection="main", custom_key_store_id="cks-1", custom_key_store_name="one"))
+LINKED = msgspec.structs.replace(
+    STORE, link=StoreLink(connection="main", custom_key_store_id="cks-1", custom_key_store_name="one")
+)
 CREDENTIAL = Credential(access_key_id=ID, store="one", secret_id="s")
 SEEN = CustomKeyStore(
     id="cks-1",
@@ -37,7 +39,9 @@ SEEN = CustomKeyStore(
     connectivity="PUBLIC_ENDPOINT",
     access_key_id=ID,
 )
-KEY = Key(store="one", external_key_id="k1", versions=(KeyVersion(number=1, label="k1"),), alias="a", description="d", tags={"t": "v"})
+KEY = Key(
+    store="one", external_key_id="k1", versions=(KeyVersion(number=1, label="k1"),), alias="a", description="d", tags={"t": "v"}
+)
 ARN = "arn:aws:kms:us-east-1:111122223333:key/1234"
 LINKED_KEY = msgspec.structs.replace(KEY, link=KeyLink(key_arn=ARN))
 SEEN_KEY = KmsKey(
@@ -90,7 +94,9 @@ def test_a_new_name_is_followed() -> None:
 
 def test_a_credential_that_was_rotated_is_shown_before_it_is_removed() -> None:
     rotated = msgspec.structs.replace(CREDENTIAL, superseded_at=5)
-    (sentence,) = sync_store(LINKED, SEEN, [rotated, Credential(access_key_id=OTHER_ID, store="one", secret_id="t")], now=9).drift
+    (sentence,) = sync_store(
+        LINKED, SEEN, [rotated, Credential(access_key_id=OTHER_ID, store="one", secret_id="t")], now=9
+    ).drift
     assert "which was rotated" in sentence
 
 
@@ -176,7 +182,8 @@ aliases = st.lists(labels.map(lambda text: f"alias/x{text}"), max_size=3, unique
         labels.map(lambda text: text and f"x{text}"), labels, tags,
     ),
     seen=st.builds(
-        lambda names, description, key_tags: replace(SEEN_KEY, aliases=names, description=description, tags=key_tags), aliases, labels, tags
+        lambda names, description, key_tags: replace(SEEN_KEY, aliases=names, description=description, tags=key_tags),
+        aliases, labels, tags,
     ),
     state=st.sampled_from(["Enabled", "Disabled", "PendingDeletion", "Unavailable"]),
 )  # fmt: skip
@@ -216,7 +223,7 @@ def test_a_store_made_by_hand_is_found_by_its_credential() -> None:
 
 def test_a_store_made_by_hand_with_another_credential_is_told_so() -> None:
     ((_, _, problem),) = found(replace(SEEN, access_key_id=OTHER_ID))
-    assert "give AWS one that it has" in problem
+    assert "give AWS one of its own" in problem
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,10 @@ def test_linked_stores_and_other_regions_are_left_out() -> None:
 
 
 def test_a_store_without_an_endpoint_is_found_by_its_path_alone() -> None:
-    assert found(replace(SEEN, access_key_id=""), stores=[msgspec.structs.replace(STORE, endpoint="")])[0][:2] == ("one", "cks-1")
+    assert found(replace(SEEN, access_key_id=""), stores=[msgspec.structs.replace(STORE, endpoint="")])[0][:2] == (
+        "one",
+        "cks-1",
+    )
 
 
 def test_unlinked_keys_are_those_for_which_a_kms_key_exists() -> None:

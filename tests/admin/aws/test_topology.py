@@ -127,7 +127,14 @@ def test_service_names_that_aws_cannot_find(name: str, words: str) -> None:
 
 def test_everything_that_aws_wants_of_a_vpc_endpoint_service_is_listed() -> None:
     text = " ".join(finding.text for finding in examine(VPC))
-    for words in ("network load balancer", "two Availability Zones", "AcceptanceRequired: false", HOST, "TXT record", "GET /ping"):
+    for words in (
+        "network load balancer",
+        "two Availability Zones",
+        "AcceptanceRequired: false",
+        HOST,
+        "TXT record",
+        "GET /ping",
+    ):
         assert words in text
     assert service_principal("us-east-1") == "cks.kms.us-east-1.amazonaws.com"
     assert service_principal("us-east-1") in text

@@ -42,7 +42,9 @@ def load_authorities(trusted_list: Path | None = None, roots_file: Path | None =
         paths = ssl.get_default_verify_paths()
         roots_file = Path(paths.cafile or paths.openssl_cafile)
     if not roots_file.exists():
-        raise OperatorError(f"{roots_file}: there are no root certificates on this machine: run apt-get install ca-certificates")
+        raise OperatorError(
+            f"{roots_file}: there are no root certificates on this machine: run apt-get install ca-certificates"
+        )
     fingerprints = None
     if trusted_list is not None:
         found = _FINGERPRINT.findall(_read(trusted_list).decode(errors="replace"))
@@ -62,7 +64,12 @@ def examine_certificate(
     except OperatorError as error:
         return [Finding("certificate-file", PROBLEM, str(error))]
     leaf, intermediates = chain[0], chain[1:]
-    return [_common_name(leaf, host), _alternative_names(leaf, host), _dates(chain, now), *_chain(leaf, intermediates, host, authorities, now)]
+    return [
+        _common_name(leaf, host),
+        _alternative_names(leaf, host),
+        _dates(chain, now),
+        *_chain(leaf, intermediates, host, authorities, now),
+    ]
 
 
 def matches(pattern: str, host: str) -> bool:
@@ -91,7 +98,9 @@ def _alternative_names(leaf: x509.Certificate, host: str) -> Finding:
         names = []
     if any(matches(name, host) for name in names):
         return Finding("certificate-alternative-names", OK, f"{host} is among the alternative names")
-    text = f"{host} is not among the alternative names ({', '.join(names) or 'there are none'}): get a certificate for that name"
+    text = (
+        f"{host} is not among the alternative names ({', '.join(names) or 'there are none'}): get a certificate for that name"
+    )
     return Finding("certificate-alternative-names", PROBLEM, text)
 
 
@@ -106,7 +115,9 @@ def _dates(chain: list[x509.Certificate], now: datetime.datetime) -> Finding:
         return Finding("certificate-dates", PROBLEM, text)
     days = (ends - now).days
     if days < RENEW_DAYS:
-        return Finding("certificate-dates", TO_DO, f"it ends on {ends:%Y-%m-%d}, in {days} days: renew it, then send SIGHUP to the proxy")
+        return Finding(
+            "certificate-dates", TO_DO, f"it ends on {ends:%Y-%m-%d}, in {days} days: renew it, then send SIGHUP to the proxy"
+        )
     return Finding("certificate-dates", OK, f"it is valid until {ends:%Y-%m-%d}")
 
 
@@ -126,7 +137,9 @@ def _chain(
     root = chain[-1]
     name = _name(root.subject)
     if authorities.aws_fingerprints is None:
-        yield Finding("certificate-authority", TO_DO, f"this machine trusts its root, {name}: see that it stands in AWS's {TRUSTED_LIST}")
+        yield Finding(
+            "certificate-authority", TO_DO, f"this machine trusts its root, {name}: see that it stands in AWS's {TRUSTED_LIST}"
+        )
     elif root.fingerprint(hashes.SHA256()) in authorities.aws_fingerprints:
         yield Finding("certificate-authority", OK, f"its root, {name}, stands in the given list of AWS")
     else:
@@ -144,8 +157,9 @@ def _broken_chain(
     if last.issuer not in known:
         issuer = _name(last.issuer)
         text = (
-            f"{issuer}, which issued {'it' if last is leaf else 'the last of its chain'}, is neither in the file nor a root that this machine "
-            "trusts: put the intermediate certificates behind the certificate; if they are there, the authority is no public one"
+            f"{issuer}, which issued {'it' if last is leaf else 'the last of its chain'}, is neither in the file nor a root that this "
+            "machine trusts: put the intermediate certificates behind the certificate; "
+            "if they are there, the authority is no public one"
         )
         return Finding("certificate-chain", PROBLEM, text)
     return Finding("certificate-chain", PROBLEM, f"its chain does not hold: {error[:200]}")

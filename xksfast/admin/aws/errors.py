@@ -63,8 +63,8 @@ CONNECTION_ERRORS: dict[str, Explanation] = {
         f"Check firewalls, load balancer targets and routes on the way to port 443, {_RECONNECT}",
     ),
     "INVALID_CREDENTIALS": Explanation(
-        "This proxy refused the signature: AWS KMS has another access key id or secret than the key store, or something between the two "
-        "changes HTTP headers",
+        "This proxy refused the signature: AWS KMS has another access key id or secret than the key store, or something between "
+        "the two changes HTTP headers",
         "Issue a credential (xksfast credential rotate), give it to AWS KMS, which is possible while connected, and make sure that no "
         f"reverse proxy rewrites Host or x-amz headers; {_RECONNECT}",
     ),
@@ -77,13 +77,14 @@ CONNECTION_ERRORS: dict[str, Explanation] = {
         f"Make XksProxyUriPath the key store's prefix followed by /kms/xks/v1 (xksfast store show), {_RECONNECT}",
     ),
     "XKS_PROXY_INVALID_RESPONSE": Explanation(
-        "AWS KMS does not understand what it was answered: something other than this proxy answers under the endpoint, or the proxy failed",
+        "AWS KMS does not understand what it was answered: something other than this proxy answers under the endpoint, "
+        "or the proxy failed",
         "Call the endpoint as AWS KMS does (xksfast test URL), look at the proxy's log for the KMS request id, "
         f"and see that no reverse proxy answers with pages of its own; {_RECONNECT}",
     ),
     "XKS_PROXY_INVALID_TLS_CONFIGURATION": Explanation(
-        "The TLS handshake failed: the certificate has expired, names another host in its common name, lacks its intermediate certificates, "
-        "comes from an authority that AWS KMS does not trust, or TLS is older than 1.2",
+        "The TLS handshake failed: the certificate has expired, names another host in its common name, lacks its intermediate "
+        "certificates, comes from an authority that AWS KMS does not trust, or TLS is older than 1.2",
         "Run xksfast doctor, which checks each of these; AWS's list is TrustedCertificateAuthorities in github.com/aws/"
         f"aws-kms-xksproxy-api-spec; install the right certificate (SIGHUP reloads it), {_RECONNECT}",
     ),
@@ -98,18 +99,22 @@ CONNECTION_ERRORS: dict[str, Explanation] = {
         f"(35 ms and 25 ms are advised), {_RECONNECT}",
     ),
     "XKS_VPC_ENDPOINT_SERVICE_NOT_FOUND": Explanation(
-        "AWS KMS does not find the VPC endpoint service: its name is wrong, it is in another Region, or AWS KMS is not among its allowed "
-        "principals",
-        "Compare the service name in the VPC console, and allow the principal cks.kms.<region>.amazonaws.com on it, " + _RECONNECT,
+        "AWS KMS does not find the VPC endpoint service: its name is wrong, it is in another Region, or AWS KMS is not among its "
+        "allowed principals",
+        "Compare the service name in the VPC console, and allow the principal cks.kms.<region>.amazonaws.com on it, "
+        + _RECONNECT,
     ),
     "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION": Explanation(
-        "The VPC endpoint service does not meet the requirements: a network load balancer in at least two Availability Zones, no acceptance "
-        "required, cks.kms.<region>.amazonaws.com allowed, a verified private DNS name of its own, a certificate for that name",
+        "The VPC endpoint service does not meet the requirements: a network load balancer in at least two Availability Zones, no "
+        "acceptance required, cks.kms.<region>.amazonaws.com allowed, a verified private DNS name of its own, "
+        "a certificate for that name",
         f"Go through the list that xksfast doctor prints for VPC_ENDPOINT_SERVICE, {_RECONNECT}",
     ),
     "CLUSTER_NOT_FOUND": Explanation(_CLOUDHSM + "; AWS KMS does not find the cluster", _CLOUDHSM_NEXT),
     "INSUFFICIENT_CLOUDHSM_HSMS": Explanation(_CLOUDHSM + "; the cluster has no active HSM", _CLOUDHSM_NEXT),
-    "INSUFFICIENT_FREE_ADDRESSES_IN_SUBNET": Explanation(_CLOUDHSM + "; a subnet of the cluster has no free address", _CLOUDHSM_NEXT),
+    "INSUFFICIENT_FREE_ADDRESSES_IN_SUBNET": Explanation(
+        _CLOUDHSM + "; a subnet of the cluster has no free address", _CLOUDHSM_NEXT
+    ),
     "SUBNET_NOT_FOUND": Explanation(_CLOUDHSM + "; a subnet of the cluster was deleted", _CLOUDHSM_NEXT),
     "USER_LOCKED_OUT": Explanation(_CLOUDHSM + "; the user kmsuser is locked out of the cluster", _CLOUDHSM_NEXT),
     "USER_LOGGED_IN": Explanation(_CLOUDHSM + "; the user kmsuser is logged in to the cluster", _CLOUDHSM_NEXT),
@@ -154,7 +159,8 @@ EXCEPTIONS: dict[str, Explanation] = {
         next="Call the endpoint as AWS KMS does (xksfast test URL) and look at the proxy's log for the time of this call"
     ),
     "XksProxyVpcEndpointServiceInUseException": Explanation(
-        "Another custom key store of this Region has the VPC endpoint service", "Make a VPC endpoint service for this key store alone"
+        "Another custom key store of this Region has the VPC endpoint service",
+        "Make a VPC endpoint service for this key store alone",
     ),
     "XksProxyVpcEndpointServiceNotFoundException": CONNECTION_ERRORS["XKS_VPC_ENDPOINT_SERVICE_NOT_FOUND"]._replace(
         next="Compare the service name in the VPC console, and allow the principal cks.kms.<region>.amazonaws.com on it"
@@ -163,7 +169,8 @@ EXCEPTIONS: dict[str, Explanation] = {
         "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION"
     ]._replace(next="Go through the list that xksfast doctor prints for VPC_ENDPOINT_SERVICE"),
     "CustomKeyStoreNameInUseException": Explanation(
-        "Another custom key store of this account and Region has that name", "Choose another name, or link that one if it is meant"
+        "Another custom key store of this account and Region has that name",
+        "Choose another name, or link that one if it is meant",
     ),
     "CustomKeyStoreNotFoundException": Explanation(
         "AWS has no such custom key store in this account and Region",
@@ -190,9 +197,12 @@ EXCEPTIONS: dict[str, Explanation] = {
         "The external key is disabled or blocked here, or may not both encrypt and decrypt",
         "Enable and unblock it, and give it both usages (xksfast key show), then create the KMS key again",
     ),
-    "AlreadyExistsException": Explanation("The alias exists in this account and Region", "Choose another alias, or move that one"),
+    "AlreadyExistsException": Explanation(
+        "The alias exists in this account and Region", "Choose another alias, or move that one"
+    ),
     "InvalidAliasNameException": Explanation(
-        "AWS does not allow that alias", "An alias starts with alias/, then letters, digits, : / _ and -, and never with alias/aws/"
+        "AWS does not allow that alias",
+        "An alias starts with alias/, then letters, digits, : / _ and -, and never with alias/aws/",
     ),
     "NotFoundException": Explanation(
         "AWS has no such key or alias in this account and Region",
@@ -205,10 +215,12 @@ EXCEPTIONS: dict[str, Explanation] = {
         "A quota of the AWS account is used up", "Delete what is not needed, or ask AWS for a higher quota (Service Quotas)"
     ),
     "TagException": Explanation(
-        "AWS does not allow one of the tags", "Keys of up to 128 characters, not starting with aws:, each once; values of up to 256"
+        "AWS does not allow one of the tags",
+        "Keys of up to 128 characters, not starting with aws:, each once; values of up to 256",
     ),
     "UnsupportedOperationException": Explanation(
-        "AWS KMS does not do this for keys in external key stores, or the proxy said that it does not", "Look at AWS's words below"
+        "AWS KMS does not do this for keys in external key stores, or the proxy said that it does not",
+        "Look at AWS's words below",
     ),
     "MalformedPolicyDocumentException": Explanation("AWS cannot read the key policy", "Mend the policy document"),
     "InvalidMarkerException": Explanation("The list changed while it was read", "Try again"),
@@ -237,7 +249,9 @@ _NO_CREDENTIALS = Explanation(
     "No AWS credentials were found",
     "Give the control process a profile (the connection's profile), a role, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 )
-_NO_ANSWER = Explanation("AWS gave no answer", "Check the way out to AWS: DNS, proxy and firewall for port 443, and the endpoint URL")
+_NO_ANSWER = Explanation(
+    "AWS gave no answer", "Check the way out to AWS: DNS, proxy and firewall for port 443, and the endpoint URL"
+)
 _LATE = Explanation(
     "AWS did not answer in time", "Sync to see whether it was done all the same; then check the way out to AWS, and try again"
 )
@@ -247,7 +261,9 @@ UNREACHED: dict[str, Explanation] = {
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
     "CredentialRetrievalError": _NO_CREDENTIALS,
-    "TokenRetrievalError": _NO_CREDENTIALS._replace(why="The single sign-on session has ended", next="Sign in again: aws sso login"),
+    "TokenRetrievalError": _NO_CREDENTIALS._replace(
+        why="The single sign-on session has ended", next="Sign in again: aws sso login"
+    ),
     "SSOTokenLoadError": _NO_CREDENTIALS._replace(why="There is no single sign-on session", next="Sign in: aws sso login"),
     "ProfileNotFound": _NO_CREDENTIALS._replace(
         why="The connection's profile is not in the AWS configuration of the control process",
@@ -269,8 +285,20 @@ UNREACHED: dict[str, Explanation] = {
 TRANSIENT = frozenset(
     {
         *(code for code, explanation in EXCEPTIONS.items() if explanation is _OVERLOAD),
-        *("KMSInternalException", "DependencyTimeoutException", "KeyUnavailableException", "ServiceUnavailable", "InternalFailure"),
-        *("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyConnectionError"),
+        *(
+            "KMSInternalException",
+            "DependencyTimeoutException",
+            "KeyUnavailableException",
+            "ServiceUnavailable",
+            "InternalFailure",
+        ),
+        *(
+            "EndpointConnectionError",
+            "ConnectionClosedError",
+            "ConnectTimeoutError",
+            "ReadTimeoutError",
+            "ProxyConnectionError",
+        ),
     }
 )
 

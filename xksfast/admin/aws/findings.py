@@ -15,7 +15,10 @@ TO_DO: Final = "to do"
 
 @dataclass(frozen=True)
 class Finding:
-    """rule: a short stable name, for scripts. "to do": it cannot be seen from here, or soon becomes a problem; text says what to look at."""
+    """rule: a short stable name, for scripts.
+
+    level "to do": it cannot be seen from here, or soon becomes a problem; text says what to look at.
+    """
 
     rule: str
     level: Level

@@ -191,7 +191,7 @@ class KmsConnection:
     def wait_connected(
         self, custom_key_store_id: str, progress: Progress | None = None, patience: Patience = USUAL_PATIENCE
     ) -> CustomKeyStore:
-        """Wait until it is CONNECTED. AwsRefused: it FAILED (code: the connection error code), nobody is connecting it, or patience ended.
+        """Wait until it is CONNECTED. AwsRefused: it FAILED (code: its connection error code), nobody connects it, or patience ended.
 
         progress is called after each look with what was seen and the seconds waited so far.
         """
@@ -280,7 +280,9 @@ class KmsConnection:
 
     def aliases(self, key: str) -> list[str]:
         """Aliases of a KMS key, with "alias/" in front, sorted."""
-        return sorted(str(entry["AliasName"]) for entry in self._pages("ListAliases", f"list aliases of {key}", "Aliases", KeyId=key))
+        return sorted(
+            str(entry["AliasName"]) for entry in self._pages("ListAliases", f"list aliases of {key}", "Aliases", KeyId=key)
+        )
 
     def create_alias(self, alias: str, key: str) -> None:
         """CreateAlias. alias: with or without "alias/" in front."""
@@ -409,6 +411,6 @@ def _refuse_plain_http(connection: AwsConnection) -> None:
         loopback = url.hostname == "localhost"
     if url.scheme != "http" or not loopback:
         raise OperatorError(
-            f"AWS connection {connection.name}: endpoint_url {connection.endpoint_url!r} must start with https://, since requests to it "
-            "hold the secret of the key store's credential; leave it empty for AWS's own endpoint"
+            f"AWS connection {connection.name}: endpoint_url {connection.endpoint_url!r} must start with https://, since requests "
+            "to it hold the secret of the key store's credential; leave it empty for AWS's own endpoint"
         )

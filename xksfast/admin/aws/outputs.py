@@ -20,7 +20,9 @@ from xksfast.admin.aws.topology import service_principal
 from xksfast.errors import OperatorError
 from xksfast.state.objects import Key, KeyStore
 
-TERRAFORM_PROVIDER = "5.89"  # of hashicorp/aws: the oldest whose aws_kms_custom_key_store is known to us to take external key stores
+TERRAFORM_PROVIDER = (
+    "5.89"  # of hashicorp/aws: the oldest whose aws_kms_custom_key_store is known to us to take external key stores
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ def aws_cli(store: KeyStore, credential: ProxyCredential, keys: Iterable[Key] = 
     ]
     if store.connectivity == "VPC_ENDPOINT_SERVICE":
         create.append(f"--xks-proxy-vpc-endpoint-service-name {shlex.quote(store.vpc_endpoint_service_name)}")
-    create += [f"--xks-proxy-authentication-credential {shlex.quote('file://' + secret_file)}", "--query CustomKeyStoreId --output text"]
-    state = "aws kms describe-custom-key-stores --custom-key-store-id \"$CKS\""
+    create += [
+        f"--xks-proxy-authentication-credential {shlex.quote('file://' + secret_file)}",
+        "--query CustomKeyStoreId --output text",
+    ]
+    state = 'aws kms describe-custom-key-stores --custom-key-store-id "$CKS"'
     parts = [
         "set -eu",
         f"export AWS_REGION={shlex.quote(store.region)}",
@@ -123,7 +128,8 @@ def terraform(store: KeyStore, credential: ProxyCredential, keys: Iterable[Key] 
 # {secret_file} holds the secret: mode 0600, never in version control. Terraform also keeps the secret in its state: encrypt that.
 # The provider creates the custom key store and does not connect it; the KMS keys can be created once it is connected:
 #   terraform apply -target=aws_kms_custom_key_store.{label}
-#   aws kms connect-custom-key-store --region {store.region} --custom-key-store-id "$(terraform output -raw {label}_custom_key_store_id)"
+#   aws kms connect-custom-key-store --region {store.region} \\
+#     --custom-key-store-id "$(terraform output -raw {label}_custom_key_store_id)"
 #   (wait until aws kms describe-custom-key-stores shows CONNECTED, some five minutes)
 #   terraform apply
 terraform {{
@@ -198,7 +204,7 @@ def cloudformation(store: KeyStore) -> Output:
 
     For PUBLIC_ENDPOINT the text is comments only, which say what to use instead.
     """
-    head = f"""\
+    head = """\
 # CloudFormation has no resource type for custom key stores, and AWS::KMS::Key cannot make keys in an external key store: its Origin is
 # AWS_KMS or EXTERNAL, and it has no XksKeyId. Create and connect the custom key store and its keys with the AWS CLI lines, Terraform's
 # hashicorp/aws provider (not awscc, which offers what CloudFormation does), `xksfast store link`, or a custom resource of your own that
@@ -294,7 +300,9 @@ def _need_endpoint(store: KeyStore) -> None:
     if not store.endpoint:
         raise OperatorError(f"key store {store.name} has no endpoint yet: set the https:// name by which AWS KMS reaches it")
     if store.connectivity == "VPC_ENDPOINT_SERVICE" and not store.vpc_endpoint_service_name:
-        raise OperatorError(f"key store {store.name} uses VPC_ENDPOINT_SERVICE, but no VPC endpoint service is named: set its name")
+        raise OperatorError(
+            f"key store {store.name} uses VPC_ENDPOINT_SERVICE, but no VPC endpoint service is named: set its name"
+        )
 
 
 def _credential(credential: ProxyCredential) -> dict[str, str]:

@@ -2,8 +2,8 @@
 """Our key stores and keys compared with what AWS shows: new link values, with a sentence for each difference.
 
 What lives here: pure functions; what AWS shows comes from `KmsConnection`, and the caller stores what they return. What must not: I/O.
-A newcomer's trap: alias, description and tags of a linked key follow AWS (`followed_key`), as does the custom key store's name in a link;
-everything else that differs is drift, for an operator to decide.
+A newcomer's trap: alias, description and tags of a linked key follow AWS (`followed_key`), as does the custom key store's name in a
+link; everything else that differs is drift, for an operator to decide.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _store_drift(store: KeyStore, seen: CustomKeyStore, credentials: Collection[
     if _host(seen.endpoint) != _host(store.endpoint):
         yield f"AWS calls {seen.endpoint or 'no endpoint'}, here the endpoint is {store.endpoint or 'not set'}"
     if seen.uri_path != uri_path(store):
-        yield f"AWS calls the path {seen.uri_path}, which is not this store's {uri_path(store)}: its requests are refused or reach another store"
+        wanted = uri_path(store)
+        yield f"AWS calls the path {seen.uri_path}, which is not this store's {wanted}: its requests are refused or reach another store"
     if seen.connectivity != store.connectivity:
         yield f"AWS connects by {seen.connectivity}, here it is {store.connectivity}"
     if seen.vpc_endpoint_service_name != store.vpc_endpoint_service_name:
@@ -99,7 +100,7 @@ def _credential_drift(seen: CustomKeyStore, credentials: Collection[Credential])
             "give AWS a credential of this store"
         )
     elif used.superseded_at:
-        yield f"AWS still signs with access key id {seen.access_key_id}, which was rotated: give AWS the new one before this one is removed"
+        yield f"AWS still signs with access key id {seen.access_key_id}, which was rotated: give AWS the new one before that is removed"
 
 
 def link_key(store: KeyStore, key: Key, seen: KmsKey, *, now: int) -> KeyLink:
@@ -116,7 +117,9 @@ def sync_key(store: KeyStore, key: Key, seen: KmsKey | None, *, now: int) -> Key
         return msgspec.structs.replace(key.link, key_state=GONE, synced_at=now, drift=(gone,))
     aliases = seen.aliases if seen.details else key.link.aliases
     drift = tuple(_key_drift(store, key, seen))
-    return msgspec.structs.replace(key.link, key_arn=seen.arn, key_state=seen.state, aliases=aliases, synced_at=now, drift=drift)
+    return msgspec.structs.replace(
+        key.link, key_arn=seen.arn, key_state=seen.state, aliases=aliases, synced_at=now, drift=drift
+    )
 
 
 def _key_drift(store: KeyStore, key: Key, seen: KmsKey) -> Iterable[str]:
@@ -159,7 +162,9 @@ def followed_key(key: Key, seen: KmsKey, link: KeyLink) -> Key:
     """
     if not seen.details:
         return msgspec.structs.replace(key, link=link)
-    kept = key.alias if full_alias(key.alias) in seen.aliases else (seen.aliases[0].removeprefix("alias/") if seen.aliases else "")
+    kept = (
+        key.alias if full_alias(key.alias) in seen.aliases else (seen.aliases[0].removeprefix("alias/") if seen.aliases else "")
+    )
     followed = msgspec.structs.replace(key, alias=kept, description=seen.description, tags=dict(seen.tags))
     labels = set(_label_drift(key, seen))
     drift = tuple(sentence for sentence in link.drift if sentence not in labels)
@@ -171,8 +176,8 @@ def find_unlinked(
 ) -> list[Unlinked]:
     """Custom key stores of one Region that were made by hand for one of our unlinked stores.
 
-    One belongs to a store when AWS calls that store's path at its endpoint, or signs with one of its credentials: a credential opens its
-    own store only. credentials: of all stores.
+    One belongs to a store when AWS calls that store's path at its endpoint, or signs with one of its credentials: a credential opens
+    its own store only. credentials: of all stores.
     """
     stores = list(stores)
     taken = {store.link.custom_key_store_id for store in stores if store.link is not None}
@@ -200,7 +205,7 @@ def _unlinked_problem(store: KeyStore, entry: CustomKeyStore, *, signs: bool) ->
     if entry.uri_path != uri_path(store):
         return f"it signs with a credential of {store.name} but calls the path {entry.uri_path}, not {uri_path(store)}"
     if not signs:
-        return f"it signs with access key id {entry.access_key_id or 'none'}, which {store.name} does not have: give AWS one that it has"
+        return f"it signs with access key id {entry.access_key_id or 'none'}, which {store.name} does not have: give AWS one of its own"
     return ""
 
 

@@ -37,7 +37,7 @@ _NO_XKS_REGIONS = ("cn-north-1", "cn-northwest-1")
 
 @dataclass(frozen=True)
 class Topology:
-    """What of a key store matters for the way to it. uri_path: with /kms/xks/v1. certificate: what the proxy serves, None: elsewhere."""
+    """What of a key store matters for the way to it. uri_path: with /kms/xks/v1. certificate: what the proxy serves, or None."""
 
     endpoint: str
     uri_path: str
@@ -127,7 +127,9 @@ def _path(topology: Topology) -> Finding:
     if not _PATH.fullmatch(path):
         return Finding("uri-path", PROBLEM, f"{path}: only letters, digits, /, _ and - may stand before /kms/xks/v1")
     if len(path) > limits.MAX_URI_PATH_CHARS:
-        return Finding("uri-path", PROBLEM, f"{path}: with /kms/xks/v1 it must not exceed {limits.MAX_URI_PATH_CHARS} characters")
+        return Finding(
+            "uri-path", PROBLEM, f"{path}: with /kms/xks/v1 it must not exceed {limits.MAX_URI_PATH_CHARS} characters"
+        )
     return Finding("uri-path", OK, f"XksProxyUriPath is {path}")
 
 
@@ -144,7 +146,9 @@ def _uniqueness(topology: Topology, others: list[KeyStore]) -> Iterator[Finding]
     same_host = [store for store in near if store.endpoint.lower() == topology.endpoint.lower()]
     same = [store.name for store in same_host if uri_path(store) == topology.uri_path]
     if same:
-        yield Finding("unique-uri", PROBLEM, f"key store {same[0]} has the same endpoint and path: AWS wants each once in a Region")
+        yield Finding(
+            "unique-uri", PROBLEM, f"key store {same[0]} has the same endpoint and path: AWS wants each once in a Region"
+        )
     else:
         yield Finding("unique-uri", OK, "no other key store here has this endpoint with this path")
     mixed = [store.name for store in same_host if store.connectivity != topology.connectivity]
@@ -166,7 +170,9 @@ def _uniqueness(topology: Topology, others: list[KeyStore]) -> Iterator[Finding]
 
 def _public(topology: Topology, resolve: Resolve | None) -> Iterator[Finding]:
     if topology.vpc_endpoint_service_name:
-        text = "a VPC endpoint service is named, but PUBLIC_ENDPOINT does not use one: remove it, or choose VPC_ENDPOINT_SERVICE"
+        text = (
+            "a VPC endpoint service is named, but PUBLIC_ENDPOINT does not use one: remove it, or choose VPC_ENDPOINT_SERVICE"
+        )
         yield Finding("vpc-service-name", PROBLEM, text)
     yield _public_dns(topology.host, resolve)
     text = (
@@ -178,13 +184,17 @@ def _public(topology: Topology, resolve: Resolve | None) -> Iterator[Finding]:
 
 def _public_dns(host: str, resolve: Resolve | None) -> Finding:
     if resolve is None:
-        return Finding("public-dns", TO_DO, f"see that {host} has a public IPv4 address in public DNS: AWS KMS does not use IPv6")
+        return Finding(
+            "public-dns", TO_DO, f"see that {host} has a public IPv4 address in public DNS: AWS KMS does not use IPv6"
+        )
     addresses = resolve(host)
     if not addresses:
         return Finding("public-dns", PROBLEM, f"{host} is not in DNS, as seen from here: AWS KMS needs a public IPv4 address")
     public = [address for address in addresses if "." in address and ipaddress.ip_address(address).is_global]
     if not public:
-        text = f"{host} is {', '.join(addresses)} as seen from here, none of it a public IPv4 address: AWS KMS cannot reach that"
+        text = (
+            f"{host} is {', '.join(addresses)} as seen from here, none of it a public IPv4 address: AWS KMS cannot reach that"
+        )
         return Finding("public-dns", PROBLEM, text)
     return Finding("public-dns", OK, f"{host} is {public[0]}")
 
@@ -194,7 +204,9 @@ def _vpc(topology: Topology) -> Iterator[Finding]:
     match = _SERVICE_NAME.fullmatch(name)
     if match is None:
         wanted = f"com.amazonaws.vpce.{region}.vpce-svc-…"
-        yield Finding("vpc-service-name", PROBLEM, f"{name or 'the VPC endpoint service is not named'}: it must look like {wanted}")
+        yield Finding(
+            "vpc-service-name", PROBLEM, f"{name or 'the VPC endpoint service is not named'}: it must look like {wanted}"
+        )
     elif match[1] != region:
         text = f"{name} is in {match[1]}, the key store in {region}: AWS KMS looks for it in its own Region only"
         yield Finding("vpc-service-name", PROBLEM, text)
@@ -202,18 +214,19 @@ def _vpc(topology: Topology) -> Iterator[Finding]:
         yield Finding("vpc-service-name", OK, f"{name} is in {region}")
     parent = host.partition(".")[2]
     to_dos = {
-        "vpc-subnets": "the VPC needs two private subnets or more, each in another Availability Zone, with IPv4 addresses that do not overlap "
-        "those of the HSM's network",
-        "vpc-load-balancer": "a network load balancer (not a gateway one) in at least two Availability Zones, listening on TCP 443, its target "
-        "group TCP with the proxies' IPv4 addresses; the proxy ends TLS, or a TLS listener with a certificate for the same name does",
+        "vpc-subnets": "the VPC needs two private subnets or more, each in another Availability Zone, with IPv4 addresses that do not "
+        "overlap those of the HSM's network",
+        "vpc-load-balancer": "a network load balancer (not a gateway one) in at least two Availability Zones, listening on TCP 443, "
+        "its target group TCP with the proxies' IPv4 addresses; the proxy ends TLS, or a TLS listener with a certificate for the "
+        "same name does",
         "vpc-health-check": "health check of the target group: HTTP GET /ping on the proxy's health listener, or TCP",
         "vpc-acceptance": "the VPC endpoint service must not require acceptance of connections (AcceptanceRequired: false)",
         "vpc-principal": f"allow the principal {service_principal(region)} on the VPC endpoint service",
         "vpc-private-dns": f"its private DNS name must be {host}, in no other use in {region}",
         "vpc-domain": f"the domain of {host} ({parent}, or a domain above it) must be a public one and its verification status "
         "verified: AWS names the TXT record to set in public DNS",
-        "vpc-account": "the VPC endpoint service is looked for in the account of the custom key store; for one of another account AWS takes "
-        "XksProxyVpcEndpointServiceOwner",
+        "vpc-account": "the VPC endpoint service is looked for in the account of the custom key store; for one of another account AWS "
+        "takes XksProxyVpcEndpointServiceOwner",
     }
     for rule, text in to_dos.items():
         yield Finding(rule, TO_DO, text)
@@ -222,8 +235,8 @@ def _vpc(topology: Topology) -> Iterator[Finding]:
 def _certificate(topology: Topology, authorities: Authorities | None) -> list[Finding]:
     if topology.certificate is None:
         text = (
-            f"the certificate that AWS KMS is shown must have {topology.host} (or a wildcard in place of its first label) as common name, "
-            "be valid, bring its intermediates, and come from an authority in AWS's list"
+            f"the certificate that AWS KMS is shown must have {topology.host} (or a wildcard in place of its first label) as common "
+            "name, be valid, bring its intermediates, and come from an authority in AWS's list"
         )
         return [Finding("certificate", TO_DO, text)]
     try:
@@ -235,7 +248,9 @@ def _certificate(topology: Topology, authorities: Authorities | None) -> list[Fi
 
 def _port(topology: Topology) -> Finding:
     where = "the endpoint" if topology.connectivity == "PUBLIC_ENDPOINT" else "the network load balancer"
-    return Finding("port", TO_DO, f"{where} must answer HTTPS (TLS 1.2 or 1.3) on port 443 over IPv4; AWS KMS uses no other port")
+    return Finding(
+        "port", TO_DO, f"{where} must answer HTTPS (TLS 1.2 or 1.3) on port 443 over IPv4; AWS KMS uses no other port"
+    )
 
 
 def _round_trip(topology: Topology) -> Finding:

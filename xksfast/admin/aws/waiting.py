@@ -52,7 +52,9 @@ def until_disconnected(look: Look, progress: Progress | None, patience: Patience
         if seen.connection_state == DISCONNECTED:
             return seen
         if seen.connection_state in (CONNECTED, CONNECTING, FAILED) and wait.settled:
-            raise wait.refusal("NotDisconnecting", f"It is {seen.connection_state}: nobody disconnects it", "Disconnect it first")
+            raise wait.refusal(
+                "NotDisconnecting", f"It is {seen.connection_state}: nobody disconnects it", "Disconnect it first"
+            )
     raise AssertionError("looks() ends by an exception only")
 
 
