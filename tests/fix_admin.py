@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from tests.admin.api.rig import Rig, running
+if TYPE_CHECKING:  # other tests do without them
+    import httpx
+
+    from tests.admin.api.rig import Rig
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """One for a module: tests take names of their own."""
+    from tests.admin.api.rig import running
+
     with running(tmp_path_factory.mktemp("admin")) as found:
         yield found
 

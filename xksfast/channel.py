@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-MAX_FRAME_BYTES = 256 * 1024 * 1024  # a snapshot of a million keys is about half of it
+MAX_FRAME_BYTES = 256 * 1024 * 1024  # far above any message: a state comes in parts
 READ_BYTES = 256 * 1024
 READS_PER_WAKE = 8  # then the loop gets its turn
 MAX_DESCRIPTORS_PER_READ = 16

@@ -22,7 +22,7 @@ from xksfast.state.objects import (
     source_key_id,
 )
 
-Kind = TypeVar("Kind", bound=Stored)
+Kind = TypeVar("Kind")
 
 
 class State:
@@ -66,53 +66,75 @@ class State:
         self.seq, self.head = seq, head
 
     def apply(self, events: Iterable[Event]) -> None:
-        """Take over committed events, whole transactions, in order. ValueError when one does not follow on `seq`."""
-        for event in events:
-            if event.seq != self.seq + 1:
-                raise ValueError(f"event {event.seq} does not follow on event {self.seq}")
-            former = self._tables[event.kind].pop(event.id, None) if event.after is None else None
-            if former is not None:
-                self._unlink(former)
-            value = event.object_after()
-            if value is not None:
-                self._put(value)
-            self.revisions[event.kind, event.id] = event.seq
+        """Take over committed events, whole transactions, in order; all of them or none.
+
+        ValueError (which msgspec's DecodeError is) when one does not follow on `seq`, or cannot be read.
+        """
+        read = [(event, event.object_after()) for event in events]
+        for expected, (event, _) in enumerate(read, self.seq + 1):
+            if event.seq != expected or event.kind not in self._tables:
+                raise ValueError(f"event {event.seq} does not follow on event {expected - 1}")
+        for event, value in read:
+            former = self._tables[event.kind].get(event.id)
+            self._unindex(former, value)
             if value is None:
-                del self.revisions[event.kind, event.id]
+                self._tables[event.kind].pop(event.id, None)
+                self.revisions.pop((event.kind, event.id), None)
+            else:
+                self._put(value, former)
+                self.revisions[event.kind, event.id] = event.seq
             self.seq, self.head = event.seq, event.hash
 
-    def _put(self, value: Stored) -> None:
-        table = self._tables[value.kind]
-        former = table.get(value.id)
-        if former is not None:
-            self._unlink(former)
-        table[value.id] = value
+    def _put(self, value: Stored, former: Stored | None = None) -> None:
+        """In the place of `former`, whose indexes are gone: a dict keeps the order of what is replaced in it."""
+        self._tables[value.kind][value.id] = value
         match value:
             case KeyStore():
                 self._store_by_prefix[value.uri_path_prefix] = value.name
+                if not isinstance(former, KeyStore) or former.partition_group != value.partition_group:
+                    for key in self.keys_of(value.name).values():
+                        self._note_user(key)
             case Credential():
                 self._credentials_of.setdefault(value.store, {})[value.access_key_id] = value
             case Key():
                 self._keys_of.setdefault(value.store, {})[value.external_key_id] = value
-                for source in self._sources_of(value):
-                    self._users.setdefault(source, {})[value.id] = None
+                self._note_user(value)
             case Operator():
                 self.operators_by_token[value.token_sha256] = value
 
-    def _unlink(self, value: Stored) -> None:
-        match value:
+    def _unindex(self, former: Stored | None, value: Stored | None) -> None:
+        """Forget what `value`, or nothing, takes the place of; what `_put` replaces in place stays."""
+        match former:
             case KeyStore():
-                self._store_by_prefix.pop(value.uri_path_prefix, None)
+                if self._store_by_prefix.get(former.uri_path_prefix) == former.name:
+                    del self._store_by_prefix[former.uri_path_prefix]
+                if not isinstance(value, KeyStore) or former.partition_group != value.partition_group:
+                    for key in self.keys_of(former.name).values():
+                        self._forget_user(key)
             case Credential():
-                self._credentials_of.get(value.store, {}).pop(value.access_key_id, None)
+                if not isinstance(value, Credential) or former.store != value.store:
+                    _drop(self._credentials_of, former.store, former.access_key_id)
             case Key():
-                self._keys_of.get(value.store, {}).pop(value.external_key_id, None)
-                for source in self._sources_of(value):
-                    self._users.get(source, {}).pop(value.id, None)
+                if value is None:
+                    _drop(self._keys_of, former.store, former.external_key_id)
+                self._forget_user(former)
             case Operator():
-                self.operators_by_token.pop(value.token_sha256, None)
+                if self.operators_by_token.get(former.token_sha256) is former:
+                    del self.operators_by_token[former.token_sha256]
+
+    def _note_user(self, key: Key) -> None:
+        for source in self._sources_of(key):
+            self._users.setdefault(source, {})[key.id] = None
+
+    def _forget_user(self, key: Key) -> None:
+        for source in self._sources_of(key):
+            _drop(self._users, source, key.id)
 
     # --- looking up
+
+    def find(self, kind: str, id: str) -> Stored | None:
+        """An object by its kind and id."""
+        return self._tables[kind].get(id)
 
     def store_with_prefix(self, uri_path_prefix: str) -> KeyStore | None:
         """The key store that answers under this prefix."""
@@ -132,8 +154,8 @@ class State:
         return self.key_stores[store].partition_group or "local"
 
     def users_of(self, source_key: str) -> list[str]:
-        """Ids of the keys that have a version of this source key."""
-        return list(self._users.get(source_key, {}))
+        """Ids of the keys that have a version of this source key, sorted."""
+        return sorted(self._users.get(source_key, {}))
 
     def objects(self) -> Iterator[Stored]:
         """Every object, stores before what belongs to them."""
@@ -146,3 +168,11 @@ class State:
             return []
         place = self.place_of(key.store)
         return [source_key_id(place, version.label) for version in key.versions]
+
+
+def _drop(index: dict[str, dict[str, Kind]], outer: str, inner: str) -> None:
+    """Out of a dict of dicts, without leaving an empty one."""
+    found = index.get(outer, {})
+    found.pop(inner, None)
+    if not found:
+        index.pop(outer, None)

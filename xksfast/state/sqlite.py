@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state in one SQLite file: write-ahead log, every commit on disk before it is answered.
+
+A newcomer's trap: Python's sqlite3 begins transactions by itself, and too late. It is told not to (isolation_level None); BEGIN and
+BEGIN IMMEDIATE are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.dialects import sqlite as dialect
+from sqlalchemy.exc import DBAPIError
+
+from xksfast.state.backend import PATIENCE_S, Backend, first_line
+from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
+
+_IMMEDIATE = "xksfast_immediate"  # execution option: the transaction takes the write lock as it begins
+
+
+class SqliteBackend(Backend):
+    """path: of the file, absolute or relative to the working directory."""
+
+    insert = staticmethod(dialect.insert)
+
+    def __init__(self, path: str, *, create: bool) -> None:
+        self._path = Path(path).absolute()
+        self.description = f"SQLite database {self._path}"
+        self._make_private(create)
+        self.engine = create_engine(
+            "sqlite:///" + str(self._path), connect_args={"timeout": PATIENCE_S}, hide_parameters=True
+        )
+        event.listen(self.engine, "connect", self._prepare)
+        event.listen(self.engine, "begin", _begin)
+
+    def _make_private(self, create: bool) -> None:
+        """The file, for its owner's eyes only; SQLite gives the files beside it the same mode."""
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if create else os.O_RDONLY | os.O_CLOEXEC, 0o600))
+            if self._path.stat().st_mode & 0o077:
+                self._path.chmod(0o600)
+        except FileNotFoundError:
+            what = "its directory is not there" if not self._path.parent.is_dir() else "there is no such file"
+            raise StateUnavailable(f"{self.description}: {what}: create it, or correct [state] url") from None
+        except PermissionError as error:
+            raise StateReadOnly(
+                f"{self.description} cannot be opened for writing: {error.strerror}: "
+                "give the file and its directory to the user that xksfast runs as"
+            ) from None
+        except OSError as error:
+            if error.errno == 30:  # EROFS
+                raise StateReadOnly(f"{self.description} is on a file system that is mounted read-only: mount it for writing") from None
+            raise StateUnavailable(f"{self.description} cannot be opened: {error.strerror}: correct [state] url") from None
+
+    def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE_S * 1000)}")
+        mode = _in_wal_mode(connection)
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"its journal mode stays {mode!r}: it needs a local file system, for its write-ahead log")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what was removed is not to be found in the file
+
+    @contextmanager
+    def begin_change(self) -> Iterator[Connection]:
+        """The file's only lock: a transaction that reads first and writes then could be refused half way."""
+        with self.begin_write() as connection:
+            yield connection
+
+    def take_write_lock(self, connection: Connection) -> None:
+        connection.execution_options(**{_IMMEDIATE: True}).begin()
+
+    def announce(self, connection: Connection, seq: int) -> None:
+        """Nobody listens: the nodes of a SQLite state poll."""
+
+    def listen(self, on_hint: Callable[[int], None], stop: threading.Event) -> None:
+        """There are no announcements."""
+
+    def may_have_committed(self, error: DBAPIError) -> bool:
+        """A commit that could not be synced may be found in the write-ahead log at the next start."""
+        return _name(error.orig).startswith("SQLITE_IOERR")
+
+    def explain(self, error: Exception) -> StateError:
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+        name, where, says = _name(cause), self.description, first_line(cause)
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return StateUnavailable(
+                f"{where} is locked: another process has been writing to it for {PATIENCE_S:g} s. Try again; if it stays so, "
+                "look for the process that has the file open (fuser)"
+            )
+        if name == "SQLITE_FULL":
+            return StateFull(f"{where} cannot grow ({says}): nothing was changed. Make room on its file system and try again")
+        if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+            return StateReadOnly(
+                f"{where} cannot be written ({says}): nothing was changed. "
+                "Give the file and its directory to the user that xksfast runs as"
+            )
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StateCorrupt(f"{where} is damaged ({says}): stop xksfast, keep the file, and restore a backup")
+        if isinstance(cause, sqlite3.IntegrityError):
+            return StateCorrupt(f"{where} contradicts what was to be written ({says}): run `xksfast audit verify`")
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) or isinstance(cause, sqlite3.OperationalError):
+            return StateUnavailable(f"{where} cannot be used ({says}): look at its disk and its directory, then try again")
+        return StateError(f"{where}: {says}")
+
+
+def _begin(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get(_IMMEDIATE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _in_wal_mode(connection: sqlite3.Connection) -> Any:
+    """The journal mode; while several processes change it at once SQLite says BUSY without waiting, so we wait."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if not _name(error).startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _name(error: BaseException | None) -> str:
+    """SQLite's name of the error, "" when it has none."""
+    return getattr(error, "sqlite_errorname", None) or ""
