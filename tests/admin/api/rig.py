@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from xksfast.admin.actors import new_token, system_actor
-from xksfast.admin.api.app import build_app
+from xksfast.admin.api.app import prepared_app
 from xksfast.admin.api.log_reads import LogReads
 from xksfast.admin.api.parts import Parts
 from xksfast.admin.api.peers import PeerDoor
@@ -170,7 +170,7 @@ class Rig:
                 lambda stamp, mac, body: is_authentic(self.sealer, stamp, mac, body, int(stamp or 0)), self.blocks.enforce
             ),
         )
-        self.app = build_app(self.parts)
+        self.app = await prepared_app(self.parts)
         authority = Authority(self.directory)
         server = CertificateFiles(self.directory / "server.pem", self.directory / "server.key")
         authority.issue_server(server)

@@ -228,19 +228,22 @@ def install(app: FastAPI) -> None:
 
 def of_http(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses."""
+    routes = request.app.state.routes
     match error.status_code:
         case 404:
-            known = request.app.openapi()["paths"]
-            hint = nearest(request.url.path, known).removeprefix(": ") if len(request.url.path) < 200 else ""
-            hint = hint if hint.startswith("did you mean") else "See /openapi.json for those that there are"
-            return problem(404, "no-such-route", "There is nothing at this path", next=hint[:1].upper() + hint[1:])
+            path = request.url.path[:200]
+            hint = nearest(path, {route.path for route in routes if route.include_in_schema})
+            hint = hint.removeprefix(": d") if hint.startswith(": did you mean") else ""
+            next = f"D{hint}" if hint else "See /openapi.json for those that there are"
+            return problem(404, "no-such-route", "There is nothing at this path", next=next)
         case 405:
+            allowed = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods}
             return problem(
                 405,
                 "method-not-allowed",
                 f"{request.method} is not possible here",
                 next="See /openapi.json for what is",
-                headers=error.headers,
+                headers={"Allow": ", ".join(sorted(allowed or {"GET"}))},
             )
         case 413:
             return too_large(str(error.detail))
