@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from xksfast.state.master_key import configured_master_key
+from xksfast.state.sealing import Sealer
 
 from xksfast.admin.actors import new_token, system_actor
 from xksfast.admin.api.app import prepared_app
@@ -37,10 +39,8 @@ from xksfast.proxy.listener import bind
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.events import Change, Event
-from xksfast.state.master_key import configured_master_key
 from xksfast.state.objects import Operator
 from xksfast.state.projection import State
-from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
 

@@ -14,7 +14,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from xksfast._version import __version__
 from xksfast.admin.api import (
@@ -76,7 +76,7 @@ def build_app(parts: Parts) -> FastAPI:
 
 def _prepare(parts: Parts) -> FastAPI:
     app = build_app(parts)
-    scope = {
+    scope: Scope = {
         "type": "http", "http_version": "1.1", "method": "GET", "scheme": "https", "path": "/", "raw_path": b"/",
         "root_path": "", "query_string": b"", "headers": [], "client": None, "server": None,
     }  # fmt: skip
