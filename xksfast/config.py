@@ -490,4 +490,6 @@ def _resolved(config: Config, directory: Path) -> Config:
         name: replace(partition, pin_file=absolute(partition.pin_file or "") or None)
         for name, partition in config.partitions.items()
     }
-    return replace(config, proxy=replace(config.proxy, tls=tls), admin=admin, state=state, modules=modules, partitions=partitions)
+    return replace(
+        config, proxy=replace(config.proxy, tls=tls), admin=admin, state=state, modules=modules, partitions=partitions
+    )

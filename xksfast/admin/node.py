@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from xksfast import messages
 from xksfast._version import __version__
@@ -38,6 +38,7 @@ from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.state.away import AwayDatabase
+from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
@@ -46,7 +47,7 @@ from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_cop
 from xksfast.state.master_key import configured_master_key
 from xksfast.state.objects import Operator
 from xksfast.state.projection import State
-from xksfast.state.records import Checkpoint, Loaded, NodeRow
+from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
@@ -57,7 +58,6 @@ USE_INTERVAL_S = 5.0
 COPY_INTERVAL_S = 10.0
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
-CHECKPOINT_LABEL = "xksfast checkpoint"
 ROOT = "root"
 
 
@@ -91,7 +91,6 @@ class Node:
         self._heard_at = time.monotonic()  # when the database last answered
         self._stale: frozenset[str] = frozenset()
         self._copied_seq = 0
-        self._checkpoint_seq = 0
         self._hint = asyncio.Event()
         self._encryptions: dict[tuple[str, str, int], int] = {}
         self._last_used: dict[tuple[str, str], int] = {}
@@ -122,7 +121,7 @@ class Node:
         except StateUnavailable as error:
             if copy is None:
                 raise
-            await self._run(lambda: self._take_copy(copy, error))
+            await self._run(partial(self._take_copy, copy, error))
         else:
             self._store = StateStore(self._database, self.name, on_events=self._applied)
             await self._run(self._store.open)
@@ -182,7 +181,7 @@ class Node:
         self._sealer = Sealer.open_with(self._master, known.data_keys)
         if not is_genuine(mac, over, self._sealer):
             raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
-        self._database = AwayDatabase(str(why))
+        self._database = cast(Database, AwayDatabase(str(why)))
         self._store = StateStore(self._database, self.name, on_events=self._applied)
         self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets = SecretRows(self._database, self._sealer)
@@ -287,7 +286,10 @@ class Node:
         self.blocks.on_events(events)
 
     def _listen(self, database: Database) -> None:
-        database.listen(lambda _: self._loop.call_soon_threadsafe(self._hint.set), self._stop)
+        def hint(_: int) -> None:
+            self._loop.call_soon_threadsafe(self._hint.set)
+
+        database.listen(hint, self._stop)
 
     async def _follow(self) -> None:
         """A hint is fast, the poll is sure."""
@@ -373,7 +375,9 @@ class Node:
         silent_s = time.monotonic() - self._heard_at
         with self._store.reading() as state:
             stale = frozenset(
-                store.name for store in state.key_stores.values() if store.on_stale == "refuse" and silent_s > store.stale_after_s
+                store.name
+                for store in state.key_stores.values()
+                if store.on_stale == "refuse" and silent_s > store.stale_after_s
             )
         if stale != self._stale:
             self._log.warning("stale_stores", refused=sorted(stale), silent_s=round(silent_s))
@@ -423,12 +427,7 @@ class Node:
 
     def _make_checkpoint(self) -> None:
         """In the state thread: a MAC over where the log ends, by which a truncation is seen."""
-        with self._store.reading() as state:
-            seq, head = state.seq, state.head
-        if seq and seq != self._checkpoint_seq:
-            mac = self._sealer.mac(CHECKPOINT_LABEL, seq.to_bytes(8, "big") + head)
-            self._database.checkpoint(Checkpoint(seq=seq, hash=head, mac=mac, at_ms=_now_ms()))
-            self._checkpoint_seq = seq
+        write_checkpoint(self._database, lambda data: self._sealer.mac(CHECKPOINT_LABEL, data), _now_ms())
 
     @property
     def _leads(self) -> bool:
@@ -450,7 +449,9 @@ class Node:
             except OperatorError as error:
                 self._log.error("rotation_failed", key_store=one.store, external_key_id=one.external_key_id, problem=str(error))
             else:
-                self._log.info("rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why)
+                self._log.info(
+                    "rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why
+                )
 
     async def _sync_with_aws(self) -> None:
         actor = system_actor("sync")
