@@ -20,10 +20,12 @@ from xksfast.errors import OperatorError
 from xksfast.partition_commands import partition_app
 from xksfast.proxy import supervisor
 from xksfast.rehearsal.cli import rehearse_app
+from xksfast.shell.lazy import LazyGroup
 from xksfast.state.store_file import StoreFile, load_store_file
 
 app = typer.Typer(
     name="xksfast",
+    cls=LazyGroup,
     help="A high-throughput AWS KMS External Key Store (XKS) proxy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -102,6 +102,7 @@ class KeyRotate(Request):
     """A new version. label: of a source key that exists already; absent: one is made."""
 
     label: str = Field("", max_length=255)
+    create: bool = Field(False, description="Make the source key `label` when there is none.")
 
 
 class Block(Request):

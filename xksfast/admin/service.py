@@ -225,7 +225,7 @@ class Service:
             key = keys.check_rotation(state, store, external_key_id, request.label)
             place = state.place_of(store)
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
-        owned = await self._provide_source(actor, place, label, key.usage, make=not request.label)
+        owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
         await self.commit(
             actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
         )
@@ -298,25 +298,27 @@ class Service:
         for number, (store, key) in enumerate(targets, 1):
             problem = ""
             try:
-                await self._bulk_step(actor, request, store, key)
+                problem = await self._bulk_step(actor, request, store, key)
             except Refused as refusal:
                 problem = str(refusal)
             results.append((key_id(store, key) if key else store, problem))
             progress(number, len(targets))
         return results
 
-    async def _bulk_step(self, actor: Actor, request: BulkRequest, store: str, key: str) -> None:
+    async def _bulk_step(self, actor: Actor, request: BulkRequest, store: str, key: str) -> str:
+        """What was done in part only, or ""."""
         match request.action, bool(key):
             case "block", True:
-                await self.block_key(actor, store, key, request.reason)
+                return _unconfirmed(await self.block_key(actor, store, key, request.reason))
             case "block", False:
-                await self.block_store(actor, store, request.reason)
+                return _unconfirmed(await self.block_store(actor, store, request.reason))
             case "unblock", True:
-                await self.unblock_key(actor, store, key)
+                return _unconfirmed(await self.unblock_key(actor, store, key))
             case "unblock", False:
-                await self.unblock_store(actor, store)
-            case (("enable" | "disable"), True):
+                return _unconfirmed(await self.unblock_store(actor, store))
+            case ("enable" | "disable"), True:
                 await self.enable_key(actor, store, key, request.action == "enable")
+                return ""
             case _:
                 raise Refused(
                     "invalid",
@@ -456,6 +458,10 @@ class RunsInThread(Protocol):
 
     async def __call__(self, work: Callable[[], Answer]) -> Answer:
         """The result of work()."""
+
+
+def _unconfirmed(confirmation: Confirmation) -> str:
+    return f"Not confirmed by {'; '.join(confirmation.pending)}" if confirmation.pending else ""
 
 
 def _now() -> int:

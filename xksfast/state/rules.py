@@ -26,7 +26,7 @@ MAX_REGION_CHARS = 32
 MAX_LABEL_BYTES = 255
 MAX_TAGS = 50
 
-_API_PATH = "/kms/xks/v1"
+API_PATH = "/kms/xks/v1"
 
 
 def name_problem(name: str) -> str | None:
@@ -40,8 +40,8 @@ def prefix_problem(uri_path_prefix: str) -> str | None:
     """What stands before /kms/xks/v1."""
     if not re.fullmatch(PREFIX_PATTERN, uri_path_prefix):
         return "must be empty or like /payments: parts of A-Z a-z 0-9 _ -, no slash at the end"
-    if len(uri_path_prefix) + len(_API_PATH) > limits.MAX_URI_PATH_CHARS:
-        return f"with {_API_PATH} it must not exceed {limits.MAX_URI_PATH_CHARS} characters"
+    if len(uri_path_prefix) + len(API_PATH) > limits.MAX_URI_PATH_CHARS:
+        return f"with {API_PATH} it must not exceed {limits.MAX_URI_PATH_CHARS} characters"
     return None
 
 
@@ -56,7 +56,7 @@ def external_key_id_problem(external_key_id: str, uri_path_prefix: str) -> str |
     """What KMS calls the XKS key id; it stands in the URI path behind the store's prefix."""
     if not re.fullmatch(EXTERNAL_KEY_ID_PATTERN, external_key_id):
         return "an external key id has 1 to 128 characters of A-Z a-z 0-9 - . _"
-    if len(f"{uri_path_prefix}{_API_PATH}/keys/{external_key_id}/metadata") > limits.MAX_URI_CHARS:
+    if len(f"{uri_path_prefix}{API_PATH}/keys/{external_key_id}/metadata") > limits.MAX_URI_CHARS:
         return f"the URI path would exceed {limits.MAX_URI_CHARS} characters"
     return None
 

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/stores/{store}/keys: HYOK keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from xksfast.admin.api.paging import Cursor, Filter, Limit, page
+from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
+from xksfast.admin.api.problems import documented
+from xksfast.admin.api.route import (
+    BEARER,
+    DryRun,
+    DryRunResult,
+    IdempotencyKey,
+    IfMatch,
+    RepeatableRoute,
+    answer,
+    gone,
+    revision_of,
+)
+from xksfast.admin.api.views import ConfirmationView, KeyView, Page, VersionsView, confirmation_view, key_view, versions_view
+from xksfast.admin.requests import Block, KeyCreate, KeyRotate, KeyUpdate
+from xksfast.state.objects import Key
+
+router = APIRouter(prefix="/v1/stores/{store}/keys", tags=["keys"], route_class=RepeatableRoute, dependencies=[BEARER])
+
+
+@router.post("", status_code=201, response_model=KeyView, summary="Create a key", responses=documented(404, 409, 413))
+async def create_key(
+    store: str, request: KeyCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Its source key is made, brought to every partition and proven, unless `label` names one that is there."""
+    key = await parts.service.create_key(actor, store, request)
+    return _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
+
+
+@router.get("", response_model=Page[KeyView], summary="List the keys of a key store", responses=documented(404))
+async def list_keys(
+    store: str,
+    request: Request,
+    parts: PartsIn,
+    actor: ActorIn,
+    limit: Limit = 100,
+    cursor: Cursor = "",
+    name_prefix: Filter = "",
+    enabled: Annotated[bool | None, Query()] = None,
+    blocked: Annotated[bool | None, Query()] = None,
+    linked: Annotated[bool | None, Query()] = None,
+) -> Response:
+    """By external key id."""
+    found = [
+        key
+        for key in parts.service.list_keys(actor, store)
+        if key.external_key_id.startswith(name_prefix)
+        and enabled in (None, key.enabled)
+        and blocked in (None, key.blocked)
+        and linked in (None, key.link is not None)
+    ]
+    with parts.reading() as state:
+        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key), limit, cursor)
+
+
+@router.get("/{key}", response_model=KeyView, summary="Show a key", responses=documented(404))
+async def get_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
+    """One key."""
+    return _shown(parts, parts.service.key(actor, store, key))
+
+
+@router.get("/{key}/versions", response_model=VersionsView, summary="List the versions of a key", responses=documented(404))
+async def list_versions(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
+    """Oldest first. The last one encrypts, all decrypt."""
+    return answer(versions_view(parts.service.key(actor, store, key)))
+
+
+@router.patch("/{key}", response_model=KeyView, summary="Change a key", responses=documented(404, 409, 412, 413))
+async def update_key(
+    store: str, key: str, request: KeyUpdate, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None
+) -> Response:
+    """What the request names; the rest stays."""
+    return _shown(parts, await parts.service.update_key(actor, store, key, request, revision_of(if_match)))
+
+
+@router.delete(
+    "/{key}",
+    status_code=204,
+    response_class=Response,
+    summary="Delete a key that is disabled",
+    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409, 412)},
+)
+async def delete_key(
+    store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None, dry_run: DryRun = False
+) -> Response:
+    """Key material in an HSM stays where it is."""
+    await parts.service.delete_key(actor, store, key, revision_of(if_match), dry_run=dry_run)
+    return gone(dry_run, f"delete key {key} of key store {store}; key material in an HSM stays")
+
+
+@router.post(
+    "/{key}/rotate",
+    response_model=KeyView,
+    summary="Rotate a key: a new version encrypts from now on",
+    responses=documented(404, 409, 413),
+)
+async def rotate_key(
+    store: str,
+    key: str,
+    parts: PartsIn,
+    actor: ActorIn,
+    request: KeyRotate | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """All former versions go on decrypting."""
+    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate()))
+
+
+@router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409))
+async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+    """KMS may use it again."""
+    return _shown(parts, await parts.service.enable_key(actor, store, key, True))
+
+
+@router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409))
+async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+    """KMS is told that the key is disabled."""
+    return _shown(parts, await parts.service.enable_key(actor, store, key, False))
+
+
+@router.post(
+    "/{key}/block",
+    response_model=ConfirmationView,
+    summary="Block a key: it is not served any more",
+    responses=documented(404, 413),
+)
+async def block_key(
+    store: str, key: str, parts: PartsIn, actor: ActorIn, request: Block | None = None, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The kill switch for one key. Asking again confirms again."""
+    return answer(confirmation_view(await parts.service.block_key(actor, store, key, request.reason if request else "")))
+
+
+@router.post("/{key}/unblock", response_model=ConfirmationView, summary="Serve a key again", responses=documented(404, 409))
+async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+    """Says which nodes serve it."""
+    return answer(confirmation_view(await parts.service.unblock_key(actor, store, key)))
+
+
+def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:
+    with parts.reading() as state:
+        view = key_view(state, key)
+    return answer(view, status, revision=view.revision, headers={"Location": location} if location else None)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/nodes: the proxies that share the state."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request, Response
+
+from xksfast.admin.api.paging import Cursor, Limit, page
+from xksfast.admin.api.parts import ActorIn, PartsIn
+from xksfast.admin.api.problems import documented
+from xksfast.admin.api.route import BEARER, AdminRoute
+from xksfast.admin.api.views import Page, View
+
+router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=AdminRoute, dependencies=[BEARER])
+
+
+class NodeView(View):
+    """A node. behind: how many events its workers do not serve yet. restricted_seq: what blocks up to there is in force."""
+
+    name: str
+    version: str
+    url: str
+    alive: bool
+    started_at_ms: int
+    heartbeat_ms: int
+    applied_seq: int
+    restricted_seq: int
+    behind: int
+
+
+@router.get("", response_model=Page[NodeView], summary="List the nodes", responses=documented())
+async def list_nodes(request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = "") -> Response:
+    """By name, with how far each of them is."""
+    actor.require("read")
+    found = await parts.nodes()
+
+    def view(name: str) -> NodeView:
+        node = next(each for each in found if each.name == name)
+        fields = asdict(node)
+        return NodeView(
+            **{key: value for key, value in fields.items() if key != "seq"}, behind=max(0, node.seq - node.applied_seq)
+        )
+
+    return page(request, [node.name for node in found], lambda name: name, view, limit, cursor)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/operators: who may administrate. A token is shown in the answer that makes it, and never again."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from xksfast.admin.api.paging import Cursor, Filter, Limit, page
+from xksfast.admin.api.parts import ActorIn, PartsIn
+from xksfast.admin.api.problems import documented
+from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, RepeatableRoute, answer, gone
+from xksfast.admin.api.views import OperatorCreated, OperatorView, Page, WhoAmI, operator_view
+from xksfast.admin.refusals import no_such
+from xksfast.admin.requests import OperatorCreate
+from xksfast.toml_reader import nearest
+
+router = APIRouter(tags=["operators"], route_class=RepeatableRoute, dependencies=[BEARER])
+
+
+@router.get("/v1/whoami", response_model=WhoAmI, summary="Whose token this is", responses=documented())
+async def whoami(actor: ActorIn) -> Response:
+    """Name, role and grants."""
+    return answer(WhoAmI(name=actor.name.removeprefix("operator:"), role=actor.role, stores=list(actor.stores)))
+
+
+@router.post(
+    "/v1/operators",
+    status_code=201,
+    response_model=OperatorCreated,
+    summary="Create an operator and its token",
+    responses=documented(404, 409, 413),
+)
+async def create_operator(
+    request: OperatorCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """The token is in this answer and never again."""
+    operator, token = await parts.service.create_operator(actor, request)
+    with parts.reading() as state:
+        view = OperatorCreated(**operator_view(state, operator).model_dump(), token=token)
+    headers = {"Location": f"/v1/operators/{operator.name}"}
+    return answer(view, 201, revision=view.revision, secret=True, headers=headers)
+
+
+@router.get("/v1/operators", response_model=Page[OperatorView], summary="List operators", responses=documented())
+async def list_operators(
+    request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = "", name_prefix: Filter = ""
+) -> Response:
+    """By name."""
+    found = [operator for operator in parts.service.list_operators(actor) if operator.name.startswith(name_prefix)]
+    with parts.reading() as state:
+        return page(request, found, lambda each: each.name, lambda each: operator_view(state, each), limit, cursor)
+
+
+@router.get("/v1/operators/{name}", response_model=OperatorView, summary="Show an operator", responses=documented(404))
+async def get_operator(name: str, parts: PartsIn, actor: ActorIn) -> Response:
+    """Without its token."""
+    found = {operator.name: operator for operator in parts.service.list_operators(actor)}
+    if name not in found:
+        raise no_such("operator", name, nearest(name, found))
+    with parts.reading() as state:
+        view = operator_view(state, found[name])
+    return answer(view, revision=view.revision)
+
+
+@router.delete(
+    "/v1/operators/{name}",
+    status_code=204,
+    response_class=Response,
+    summary="Delete an operator",
+    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409)},
+)
+async def delete_operator(name: str, parts: PartsIn, actor: ActorIn, dry_run: DryRun = False) -> Response:
+    """Its token is refused from then on. The last admin stays."""
+    await parts.service.delete_operator(actor, name, dry_run=dry_run)
+    return gone(dry_run, f"delete operator {name}; its token is refused from then on")

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idempotency-Key: a POST that is sent again by the same operator with the same key gets the first answer again.
+
+Kept in the database for KEPT_S, so that every node knows of it. Only what was done is kept: a refusal changed nothing, so the same key may
+be tried again. A newcomer's trap: an answer can show a secret, so what is kept is encrypted, under a key that only who can open the
+state's secrets has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from xksfast.admin.refusals import Refused
+from xksfast.errors import OperatorError
+from xksfast.log import Log
+from xksfast.state.database import Database
+from xksfast.state.records import Idempotency
+
+KEPT_S = 24 * 3600
+MAX_KEY_CHARS = 128
+REPLAYED_HEADER = "Idempotent-Replayed"
+MAC_LABEL = "xksfast answer"
+NONCE_BYTES = 12
+
+Answer = TypeVar("Answer")
+
+
+class Box:
+    """Hides what answers showed. mac: Sealer.mac: gives each answer a key of its own."""
+
+    def __init__(self, mac: Callable[[str, bytes], bytes]) -> None:
+        self._mac = mac
+
+    def close(self, key: str, content: bytes) -> bytes:
+        """Encrypted, bound to the key that the answer is kept under."""
+        nonce = os.urandom(NONCE_BYTES)
+        return nonce + AESGCM(self._mac(MAC_LABEL, key.encode())).encrypt(nonce, content, None)
+
+    def open(self, key: str, closed: bytes) -> bytes | None:
+        """What was in it; None when it is of another key, was damaged, or the data key was rotated since."""
+        try:
+            return AESGCM(self._mac(MAC_LABEL, key.encode())).decrypt(closed[:NONCE_BYTES], closed[NONCE_BYTES:], None)
+        except (InvalidTag, ValueError):
+            return None
+
+
+class Shelf(Protocol):
+    """Where answers are kept."""
+
+    async def find(self, key: str) -> Idempotency | None:
+        """The one with this key, however old."""
+
+    async def put(self, row: Idempotency) -> None:
+        """Keep it; older ones than KEPT_S may go."""
+
+
+class DatabaseShelf:
+    """For all nodes that share the database. run: runs a function in the thread of the database."""
+
+    def __init__(self, database: Callable[[], Database], node: str, run: RunsInThread) -> None:
+        self._database = database
+        self._node = node
+        self._run = run
+
+    async def find(self, key: str) -> Idempotency | None:
+        """The one with this key."""
+        return await self._run(lambda: self._database().idempotency(key))
+
+    async def put(self, row: Idempotency) -> None:
+        """Old ones go at the same time."""
+
+        def write() -> None:
+            with self._database().write(self._node) as writer:
+                writer.forget_idempotency(row.at_ms - KEPT_S * 1000)
+                if writer.idempotency(row.key) is None:
+                    writer.put_idempotency(row)
+
+        await self._run(write)
+
+
+class RunsInThread(Protocol):
+    """See DatabaseShelf."""
+
+    async def __call__(self, work: Callable[[], Answer]) -> Answer:
+        """The result of work()."""
+
+
+class Replays:
+    """Of one listener."""
+
+    def __init__(self, shelf: Shelf, box: Box, log: Log, clock: Callable[[], float] = time.time) -> None:
+        self._shelf = shelf
+        self._box = box
+        self._log = log
+        self._clock = clock
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def once(self, key: str) -> AsyncIterator[None]:
+        """One request with this key at a time: the second one waits for the answer of the first."""
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, users - 1)
+
+    async def find(self, key: str, request_sha256: str) -> tuple[int, bytes] | None:
+        """(status, body) of the first answer. Refused when the first request was another one."""
+        row = await self._shelf.find(key)
+        if row is None or row.at_ms <= (self._clock() - KEPT_S) * 1000:
+            return None
+        if row.request_sha256 != request_sha256:
+            raise Refused(
+                "conflict",
+                "idempotency-key-reused",
+                "This Idempotency-Key came with another request before",
+                why="A key stands for one request, so that a repetition is not carried out twice",
+                next="Send a new key with a new request",
+                field="Idempotency-Key",
+            )
+        body = self._box.open(key, row.response)
+        if body is None:
+            raise Refused(
+                "conflict",
+                "idempotent-answer-lost",
+                "This request was carried out, but its answer can no longer be shown: the data key was rotated since",
+                next="Look at the object; issue a new credential or operator when its secret was missed",
+                field="Idempotency-Key",
+            )
+        return row.status, body
+
+    async def keep(self, key: str, actor: str, request_sha256: str, status: int, body: bytes) -> None:
+        """For the next time. What was done is answered all the same when it cannot be kept."""
+        row = Idempotency(
+            key=key,
+            actor=actor,
+            request_sha256=request_sha256,
+            status=status,
+            response=self._box.close(key, body),
+            at_ms=int(self._clock() * 1000),
+        )
+        try:
+            await self._shelf.put(row)
+        except OperatorError as error:
+            self._log.warning("answer_not_kept", actor=actor, problem=str(error))
+
+
+def checked_key(actor: str, given: str) -> str:
+    """The key of an operator's request, as it is kept. Refused when it is not 1 to 128 printable characters."""
+    if not 1 <= len(given) <= MAX_KEY_CHARS or not given.isascii() or not given.isprintable():
+        raise Refused(
+            "invalid",
+            "idempotency-key-invalid",
+            f"Idempotency-Key: must have 1 to {MAX_KEY_CHARS} printable ASCII characters",
+            next="Send a random UUID",
+            field="Idempotency-Key",
+        )
+    return hashlib.sha256(f"{actor}\n{given}".encode()).hexdigest()
+
+
+def fingerprint(method: str, target: str, body: bytes) -> str:
+    """What makes two requests the same."""
+    return hashlib.sha256(f"{method} {target}\n".encode() + body).hexdigest()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every route has in common: whoever asks is known before the body is read, If-Match, Idempotency-Key, and how answers look."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+
+from xksfast.admin.api import replays
+from xksfast.admin.refusals import Refused
+
+# Only for the description: the route itself authenticates, before the body is read.
+BEARER = Depends(HTTPBearer(auto_error=False, scheme_name="token", description="The token of an operator: xkt_…"))
+
+_ETAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class AdminRoute(APIRoute):
+    """A route that only operators reach."""
+
+    repeatable = False
+
+    def get_route_handler(self) -> Handler:
+        """Authenticate, then what FastAPI does; a POST that may be repeated is carried out once."""
+        original = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            parts = request.app.state.parts
+            address = request.client.host if request.client else "local"
+            actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
+            request.state.actor = actor
+            given = request.headers.get("idempotency-key") if self.repeatable and request.method == "POST" else None
+            if given is None:
+                return await original(request)
+            key = replays.checked_key(actor.name, given)
+            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            fingerprint = replays.fingerprint(request.method, target, await request.body())
+            async with parts.replays.once(key):
+                former = await parts.replays.find(key, fingerprint)
+                if former is not None:
+                    headers = {replays.REPLAYED_HEADER: "true", "Cache-Control": "no-store"}
+                    return Response(former[1], former[0], headers, "application/json")
+                response = await original(request)
+                if 200 <= response.status_code < 300:
+                    await parts.replays.keep(key, actor.name, fingerprint, response.status_code, bytes(response.body))
+                return response
+
+        return handle
+
+
+class RepeatableRoute(AdminRoute):
+    """Its POSTs take an Idempotency-Key."""
+
+    repeatable = True
+
+
+# --- what routes take
+
+IfMatch = Annotated[
+    str | None, Header(alias="If-Match", description='The ETag that was seen, such as "17": refused (412) when it has changed.')
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="1 to 128 characters. The same key with the same request gets the first answer again, for 24 hours, marked by "
+        "Idempotent-Replayed: true; with another request it is refused (409).",
+    ),
+]
+DryRun = Annotated[bool, Query(description="Only say whether it would be done, or why not.")]
+
+
+def revision_of(if_match: str | None) -> int | None:
+    """The revision that the client has seen; None: it does not care. Refused when it is no ETag of ours."""
+    if if_match is None or if_match == "*":
+        return None
+    found = _ETAG.fullmatch(if_match)
+    if found is None:
+        raise Refused(
+            "invalid",
+            "if-match-invalid",
+            'If-Match: it must be one ETag as it was sent, such as "17"',
+            next="Send the ETag of the object's last answer",
+            field="If-Match",
+        )
+    return int(found[1])
+
+
+# --- how answers look
+
+
+class DryRunResult(BaseModel):
+    """Nothing was changed; it would not have been refused."""
+
+    dry_run: bool = True
+    would: str
+
+
+def answer(
+    body: BaseModel,
+    status: int = 200,
+    *,
+    revision: int | None = None,
+    secret: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """revision: for the ETag. secret: it must not be kept by anything on its way."""
+    named = {"Cache-Control": "no-store" if secret else "no-cache", **(headers or {})}
+    if revision is not None:
+        named["ETag"] = f'"{revision}"'
+    return Response(body.model_dump_json(), status, named, "application/json")
+
+
+def gone(dry_run: bool, would: str) -> Response:
+    """After a deletion, or instead of one."""
+    return answer(DryRunResult(would=would)) if dry_run else Response(status_code=204)

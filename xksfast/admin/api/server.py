@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The listener of the administration: uvicorn inside the control process's loop.
+
+Its own address, its own certificate, apart from the proxy's. A newcomer's trap: uvicorn would take over the process's signals and its
+logging; both stay ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from xksfast.config import Address
+from xksfast.errors import OperatorError
+from xksfast.log import Log
+
+BACKLOG = 128
+KEEP_ALIVE_S = 30
+MAX_CONCURRENT = 256  # connections; beyond it 503, at once
+DRAIN_S = 5
+
+
+class ApiServer:
+    """address: (host, port) where it really listens. url: the same for clients."""
+
+    def __init__(self, server: _Server, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        self._server = server
+        self._sock = sock
+        self._context = context
+        host, port = sock.getsockname()[:2]
+        self.address: tuple[str, int] = (host, port)
+        self.url = f"{'https' if context else 'http'}://{Address(host, port)}"
+        self._task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
+
+    async def started(self) -> None:
+        """Returns when requests are served. OperatorError when they will not be."""
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise OperatorError(f"admin.listen: {self.url} cannot be served")
+            await asyncio.sleep(0.005)
+
+    def reload_certificate(self, certificate: str, private_key: str) -> None:
+        """For connections from now on; those that there are stay. OperatorError leaves the former one in place."""
+        if self._context is not None:
+            tls_context(certificate, private_key)  # tried apart first: a context with half a pair serves nobody
+            self._context.load_cert_chain(certificate, private_key)
+
+    async def close(self) -> None:
+        """No new connections; requests that run are given DRAIN_S, then cut off."""
+        self._server.should_exit = True
+        done, _ = await asyncio.wait((self._task,), timeout=DRAIN_S + 2)
+        if not done:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._sock.close()
+
+
+async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate: str = "", private_key: str = "") -> ApiServer:
+    """Serving when it returns. sock: bound, ours from now on. certificate, private_key: PEM files; "": plain HTTP.
+
+    OperatorError: the certificate cannot be used.
+    """
+    context = tls_context(certificate, private_key) if certificate else None
+    _log_by(log)
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        limit_concurrency=MAX_CONCURRENT,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    config.load()
+    config.ssl = context
+    sock.setblocking(False)
+    server = ApiServer(_Server(config), sock, context)
+    await server.started()
+    log.info("admin_listening", url=server.url)
+    return server
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The supervisor's signals are none of its business."""
+        yield
+
+
+def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
+    """TLS 1.2 and newer. OperatorError says what is wrong with the files."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ssl.SSLError) as error:
+        absent = next((path for path in (certificate, private_key) if not Path(path).is_file()), None)
+        fault = (
+            f"there is no file {absent}"
+            if absent
+            else f"{certificate} and {private_key} do not go together or are no PEM files"
+        )
+        raise OperatorError(f"admin.certificate: {fault} ({getattr(error, 'reason', None) or error.strerror})") from None
+    return context
+
+
+class _Lines(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """What uvicorn has to say: no more than its own words."""
+        self._log.warning("admin_server", problem=str(record.msg)[:200])
+
+
+def _log_by(log: Log) -> None:
+    logger = logging.getLogger("uvicorn")
+    logger.handlers = [_Lines(log)]
+    logger.propagate = False
+    logging.getLogger("uvicorn.error").handlers = []
+    logging.getLogger("uvicorn.error").propagate = True

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out the steps of a declaration, each by its use case, and says beforehand whether somebody may."""
+
+from __future__ import annotations
+
+from xksfast.admin import declaration as declared
+from xksfast.admin.actors import Actor
+from xksfast.admin.declaration import ApplyRequest, Plan, Step
+from xksfast.admin.refusals import Refused
+from xksfast.admin.service import Service
+
+BLOCK_REASON = "declared"
+
+
+def check_sight(actor: Actor, request: ApplyRequest) -> None:
+    """Refused unless the actor may see all that a plan would tell."""
+    actor.require("read")
+    for store in request.key_stores:
+        actor.require("read", store)
+    if request.prune and actor.stores:
+        raise Refused(
+            "forbidden",
+            "prune-needs-all-stores",
+            f"{actor.name} has grants for some key stores only",
+            why="Prune takes away every key store that the file does not name",
+            next="Ask an admin, or apply without prune",
+            field="prune",
+        )
+
+
+def check_rights(actor: Actor, plan: Plan) -> None:
+    """Refused unless the actor may do every step: better none than half."""
+    for step in plan.steps:
+        actor.require(step.right, step.store)
+
+
+async def carry_out(service: Service, actor: Actor, step: Step) -> None:
+    """One step. Refused: it was not done. A block that a node has not confirmed in time is refused as well, and stays asked for."""
+    store, _, key = step.target.partition("/")
+    match step.action:
+        case declared.CreateStore(request):
+            await service.create_store(actor, request)
+        case declared.UpdateStore(request):
+            await service.update_store(actor, store, request)
+        case declared.DeleteStore():
+            await service.delete_store(actor, store)
+        case declared.BlockStore(blocked):
+            await _switch(service, actor, store, "", blocked)
+        case declared.AddCredential(credential):
+            await service.rotate_credential(actor, store, credential)
+        case declared.RemoveCredential(access_key_id):
+            await service.remove_credential(actor, store, access_key_id)
+        case declared.CreateKey(request):
+            await service.create_key(actor, store, request)
+        case declared.UpdateKey(request):
+            await service.update_key(actor, store, key, request)
+        case declared.RotateKey(request):
+            await service.rotate_key(actor, store, key, request)
+        case declared.EnableKey(enabled):
+            await service.enable_key(actor, store, key, enabled)
+        case declared.BlockKey(blocked):
+            await _switch(service, actor, store, key, blocked)
+        case declared.DeleteKey():
+            await service.delete_key(actor, store, key)
+
+
+async def _switch(service: Service, actor: Actor, store: str, key: str, blocked: bool) -> None:
+    if key:
+        confirmation = await (
+            service.block_key(actor, store, key, BLOCK_REASON) if blocked else service.unblock_key(actor, store, key)
+        )
+    else:
+        confirmation = await (
+            service.block_store(actor, store, BLOCK_REASON) if blocked else service.unblock_store(actor, store)
+        )
+    if confirmation.pending:
+        raise Refused(
+            "unavailable",
+            "not-confirmed",
+            f"{'Block' if blocked else 'Unblock'} of {store}{'/' + key if key else ''} was not confirmed by {'; '.join(confirmation.pending)}",
+            next="See to those nodes (`xksfast node list`), then apply again",
+        )
