@@ -9,6 +9,7 @@ went back (restored from an older backup) is followed only after a restart, and 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import threading
 import time
@@ -16,14 +17,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from xksfast import messages
 from xksfast._version import __version__
 from xksfast.admin.actors import new_token, system_actor
+from xksfast.admin.applying import carry_out
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
-from xksfast.admin.linking import Linking
+from xksfast.admin.declaration import plan_of
+from xksfast.admin.declared_file import declared_by
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
@@ -51,6 +54,11 @@ from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
+from xksfast.state.store_file import load_store_file
+
+if TYPE_CHECKING:
+    from xksfast.admin.api.server import ApiServer
+    from xksfast.admin.linking import Linking
 
 POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
@@ -59,16 +67,6 @@ COPY_INTERVAL_S = 10.0
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
 ROOT = "root"
-
-
-class Api(Protocol):
-    """The REST listener."""
-
-    address: tuple[str, int]
-
-    async def close(self) -> None:
-        """Answer what was asked, then stop."""
-        ...
 
 
 class Node:
@@ -94,7 +92,8 @@ class Node:
         self._hint = asyncio.Event()
         self._encryptions: dict[tuple[str, str, int], int] = {}
         self._last_used: dict[tuple[str, str], int] = {}
-        self._api: Api | None = None
+        self._api: ApiServer | None = None
+        self._linked: Linking | None = None
         self._went_back = ""
         self._silence = ""
         self._away = False
@@ -107,7 +106,7 @@ class Node:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._open()
             self._opened = True
-            for work in (self._follow(), self._beat()):
+            for work in (self._follow(), self._beat(), self._serve_rest()):
                 self._spawn(work)
         with self._store.reading() as state:
             return messages.StateLoaded(seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys))
@@ -152,10 +151,10 @@ class Node:
             blocks=self.blocks,
             run=self._run,
         )
-        self.linking = Linking(self.service)
         if not self._away:
             await self._make_root()
             await self._read_use()
+            await self._apply_declared()
         self._publisher.serve(self._store.reading)
 
     def _connect(self) -> tuple[Database, Sealer]:
@@ -209,6 +208,53 @@ class Node:
 
     def _begin_to_listen(self) -> None:
         threading.Thread(target=self._listen, args=(self._database,), daemon=True, name="listen").start()
+
+    async def _apply_declared(self) -> None:
+        """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
+        if not self._config.state.apply:
+            return
+        document = await asyncio.to_thread(load_store_file, Path(self._config.state.apply), self._config)
+        request = await asyncio.to_thread(declared_by, document)
+        actor = system_actor("apply")
+        with self._store.reading() as state:
+            planned = plan_of(state, request, groups=self._config.partition_groups)
+        for problem in planned.problems:
+            self._log.error("not_applied", problem=problem)
+        for step in () if planned.problems else planned.steps:
+            try:
+                await carry_out(self.service, actor, step)
+            except OperatorError as error:
+                self._log.error("not_applied", target=step.target, what=step.what, problem=str(error))
+            else:
+                self._log.info("applied", target=step.target, what=step.what)
+
+    async def _linking(self) -> Linking:
+        """It brings boto3, half a second's import: when it is needed, and not on the loop."""
+        if self._linked is None:
+            module = await asyncio.to_thread(importlib.import_module, "xksfast.admin.linking")
+            self._linked = self._linked or module.Linking(self.service)
+        return self._linked
+
+    async def _serve_rest(self) -> None:
+        if self._listener is None:
+            return
+        rest = await asyncio.to_thread(importlib.import_module, "xksfast.admin.rest")  # FastAPI takes its time as well
+        try:
+            self._api = await rest.serve_rest(
+                self._config,
+                self._listener,
+                node=self.name,
+                service=self.service,
+                linking=await self._linking(),
+                blocks=self.blocks,
+                store=self._store,
+                run=self._run,
+                database=lambda: self._database,
+                sealer=lambda: self._sealer,
+                log=self._log,
+            )
+        except OperatorError as error:
+            self._log.error("admin_not_served", problem=str(error))
 
     @property
     def _copy_file(self) -> Path:
@@ -443,7 +489,7 @@ class Node:
                 if one.action == "rotate_credential":
                     issued = await self.service.rotate_credential(actor, one.store)
                     if self.service.store(actor, one.store).link is not None:
-                        await self.linking.push_credential(actor, one.store, issued)
+                        await (await self._linking()).push_credential(actor, one.store, issued)
                 else:
                     await self.service.rotate_key(actor, one.store, one.external_key_id, KeyRotate())
             except OperatorError as error:
@@ -459,7 +505,7 @@ class Node:
             if store.link is None:
                 continue
             try:
-                synced = await self.linking.sync_store(actor, store.name)
+                synced = await (await self._linking()).sync_store(actor, store.name)
             except OperatorError as error:
                 self._log.warning("sync_failed", key_store=store.name, problem=str(error))
             else:
@@ -470,6 +516,8 @@ class Node:
 
     async def close(self) -> None:
         """The last local copy, then everything is let go."""
+        if self._api is not None:
+            await self._api.close()
         if self._opened:
             await self._write_copy()
             await self._peers.close()

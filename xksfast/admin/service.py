@@ -36,8 +36,8 @@ from xksfast.native.crypto import Secret
 from xksfast.state.events import Change
 from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, Operator, Stored, key_id
 from xksfast.state.projection import State
-from xksfast.state.sealing import Sealer
 from xksfast.state.records import SealedSecret
+from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
 from xksfast.toml_reader import nearest
@@ -316,7 +316,7 @@ class Service:
                 return _unconfirmed(await self.unblock_key(actor, store, key))
             case "unblock", False:
                 return _unconfirmed(await self.unblock_store(actor, store))
-            case ("enable" | "disable"), True:
+            case (("enable" | "disable"), True):
                 await self.enable_key(actor, store, key, request.action == "enable")
                 return ""
             case _:

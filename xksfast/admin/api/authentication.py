@@ -45,7 +45,6 @@ class Failures:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1.0 - left) * FAILURE_EVERY_S
 
-
     def forgive(self) -> None:
         """Forget all of them."""
         self._buckets.clear()
