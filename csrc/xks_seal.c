@@ -4,20 +4,44 @@
 #include "xks_aes_gcm.h"
 #include "xks_bytes.h"
 #include "xks_hex.h"
+#include "xks_sigv4.h"
+#include "xks_subkey.h"
 #include <openssl/rand.h>
+#include <stdbool.h>
 #include <string.h>
 
+#define MAGIC_BYTES 4
 #define HEADER_BYTES 5
 #define IV_AT HEADER_BYTES
 #define CIPHERTEXT_AT (IV_AT + XKS_GCM_IV_BYTES)
-#define TAG_AT (CIPHERTEXT_AT + XKS_AES256_KEY_BYTES)
+#define OVERHEAD_BYTES (CIPHERTEXT_AT + XKS_GCM_TAG_BYTES)
 #define MAX_CONTEXT_BYTES 1024
 
-_Static_assert(TAG_AT + XKS_GCM_TAG_BYTES == XKS_SEALED_KEY_BYTES, "the layout of a sealed key");
+#define FORMAT_KEY 1
+#define FORMAT_SECRET 2
 
-static const uint8_t HEADER[HEADER_BYTES] = {'X', 'K', 'S', 'L', 1};
+#define LENGTH_BYTES 2
+#define BLOCK_BYTES 64
+#define MAX_BLOCKS ((LENGTH_BYTES + XKS_SEAL_MAX_SECRET_BYTES + BLOCK_BYTES - 1) / BLOCK_BYTES)
+#define MAX_PLAIN_BYTES (MAX_BLOCKS * BLOCK_BYTES)
 
-/* The master key from its 32 bytes or 64 hexadecimal digits. */
+#define DAY_CHARS 8
+
+_Static_assert(OVERHEAD_BYTES + XKS_AES256_KEY_BYTES == XKS_SEALED_KEY_BYTES, "the layout of a sealed key");
+_Static_assert(OVERHEAD_BYTES + MAX_PLAIN_BYTES == XKS_SEAL_MAX_BYTES, "the layout of a sealed secret");
+
+static const uint8_t MAGIC[MAGIC_BYTES] = {'X', 'K', 'S', 'L'};
+
+/* What is inside a sealed text. Secret: wiped by whoever has it. */
+typedef struct opened {
+    uint8_t plain[MAX_PLAIN_BYTES];
+    const uint8_t *secret; /* into plain */
+    size_t len;
+} opened;
+
+/* --- the key that encrypts, and the AAD */
+
+/* Format 1: the key itself, from its 32 bytes or 64 hexadecimal digits. */
 static xks_status master_key_new(const xks_secret *master, xks_aes_gcm_key **out)
 {
     uint8_t key[XKS_AES256_KEY_BYTES];
@@ -34,65 +58,215 @@ static xks_status master_key_new(const xks_secret *master, xks_aes_gcm_key **out
     return status;
 }
 
-static xks_status compose_context(const char *context, size_t context_len, uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES])
+/* Format 2. */
+static xks_status sealing_key_new(const xks_secret *key, xks_aes_gcm_key **out)
+{
+    uint8_t subkey[XKS_AES256_KEY_BYTES];
+    *out = NULL;
+    xks_status status = xks_subkey_derive(key, "seal", NULL, 0, subkey);
+    if (status == XKS_OK) {
+        status = xks_aes_gcm_key_new(subkey, out);
+    }
+    xks_wipe(subkey, sizeof subkey);
+    return status;
+}
+
+static void put_header(uint8_t format, uint8_t header[HEADER_BYTES])
+{
+    memcpy(header, MAGIC, MAGIC_BYTES);
+    header[MAGIC_BYTES] = format;
+}
+
+static xks_status compose_aad(uint8_t format, const char *context, size_t context_len, uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES])
 {
     if (context_len == 0 || context_len > MAX_CONTEXT_BYTES) {
         return XKS_BAD_INPUT;
     }
-    memcpy(aad, HEADER, HEADER_BYTES);
+    put_header(format, aad);
     memcpy(aad + HEADER_BYTES, context, context_len);
     return XKS_OK;
 }
 
-xks_status xks_seal_new_key(const xks_secret *master, const char *context, size_t context_len, uint8_t sealed[65])
+/* --- both directions */
+
+static xks_status encrypt(uint8_t format, const xks_secret *key, const char *context, size_t context_len, xks_span plain,
+                          uint8_t *sealed)
 {
     uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES];
-    uint8_t key[XKS_AES256_KEY_BYTES] = {0};
-    xks_aes_gcm_key *sealing = NULL;
-    xks_status status = compose_context(context, context_len, aad);
+    xks_aes_gcm_key *sealing;
+    xks_status status = compose_aad(format, context, context_len, aad);
     if (status != XKS_OK) {
         return status;
     }
-    status = master_key_new(master, &sealing);
+    status = format == FORMAT_KEY ? master_key_new(key, &sealing) : sealing_key_new(key, &sealing);
     if (status != XKS_OK) {
         return status;
     }
-    if (RAND_priv_bytes(key, sizeof key) != 1 || RAND_bytes(sealed + IV_AT, XKS_GCM_IV_BYTES) != 1) {
+    put_header(format, sealed);
+    if (RAND_bytes(sealed + IV_AT, XKS_GCM_IV_BYTES) == 1) {
+        status = xks_aes_gcm_encrypt(sealing, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
+                                     plain, sealed + CIPHERTEXT_AT, sealed + CIPHERTEXT_AT + plain.len);
+    } else {
         status = XKS_SYSTEM;
-        goto out;
     }
-    memcpy(sealed, HEADER, HEADER_BYTES);
-    status = xks_aes_gcm_encrypt(sealing, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
-                                 (xks_span){key, sizeof key}, sealed + CIPHERTEXT_AT, sealed + TAG_AT);
-out:
-    xks_wipe(key, sizeof key);
     xks_aes_gcm_key_free(sealing);
+    return status;
+}
+
+/* Where the secret stands in what was decrypted. It is authentic, so a wrong length is a bug, and refused all the same. */
+static xks_status find_secret(uint8_t format, size_t plain_len, opened *out)
+{
+    out->secret = out->plain;
+    out->len = plain_len;
+    if (format == FORMAT_SECRET) {
+        out->secret += LENGTH_BYTES;
+        out->len = (size_t)out->plain[0] << 8 | out->plain[1];
+        if (out->len == 0 || out->len > plain_len - LENGTH_BYTES) {
+            return XKS_BAD_INPUT;
+        }
+    }
+    return XKS_OK;
+}
+
+/* Whatever the result, the caller wipes *out. */
+static xks_status decrypt(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed, size_t sealed_len,
+                          opened *out)
+{
+    uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES];
+    xks_aes_gcm_key *sealing;
+    if (sealed_len < OVERHEAD_BYTES || memcmp(sealed, MAGIC, MAGIC_BYTES) != 0) {
+        return XKS_BAD_INPUT;
+    }
+    uint8_t format = sealed[MAGIC_BYTES];
+    size_t plain_len = sealed_len - OVERHEAD_BYTES;
+    bool is_key = format == FORMAT_KEY && plain_len == XKS_AES256_KEY_BYTES;
+    bool is_secret = format == FORMAT_SECRET && plain_len > 0 && plain_len <= MAX_PLAIN_BYTES && plain_len % BLOCK_BYTES == 0;
+    if (!is_key && !is_secret) {
+        return XKS_BAD_INPUT;
+    }
+    xks_status status = compose_aad(format, context, context_len, aad);
+    if (status != XKS_OK) {
+        return status;
+    }
+    status = is_key ? master_key_new(key, &sealing) : sealing_key_new(key, &sealing);
+    if (status != XKS_OK) {
+        return status;
+    }
+    status = xks_aes_gcm_decrypt(sealing, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
+                                 (xks_span){sealed + CIPHERTEXT_AT, plain_len},
+                                 (xks_span){sealed + CIPHERTEXT_AT + plain_len, XKS_GCM_TAG_BYTES}, out->plain);
+    xks_aes_gcm_key_free(sealing);
+    return status == XKS_OK ? find_secret(format, plain_len, out) : status;
+}
+
+static xks_status seal_bytes(const xks_secret *key, const char *context, size_t context_len, const uint8_t *secret, size_t len,
+                             uint8_t *sealed, size_t *sealed_len)
+{
+    uint8_t plain[MAX_PLAIN_BYTES] = {0};
+    *sealed_len = 0;
+    if (len == 0) {
+        return XKS_BAD_INPUT;
+    }
+    if (len > XKS_SEAL_MAX_SECRET_BYTES) {
+        return XKS_TOO_LONG;
+    }
+    size_t padded = (LENGTH_BYTES + len + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
+    xks_put_u16be(plain, (uint16_t)len);
+    memcpy(plain + LENGTH_BYTES, secret, len);
+    xks_status status = encrypt(FORMAT_SECRET, key, context, context_len, (xks_span){plain, padded}, sealed);
+    xks_wipe(plain, sizeof plain);
+    if (status == XKS_OK) {
+        *sealed_len = OVERHEAD_BYTES + padded;
+    }
+    return status;
+}
+
+/* --- keys */
+
+xks_status xks_seal_new_key(const xks_secret *master, const char *context, size_t context_len, uint8_t sealed[65])
+{
+    uint8_t key[XKS_AES256_KEY_BYTES] = {0};
+    xks_status status = XKS_SYSTEM;
+    if (RAND_priv_bytes(key, sizeof key) == 1) {
+        status = encrypt(FORMAT_KEY, master, context, context_len, (xks_span){key, sizeof key}, sealed);
+    }
+    xks_wipe(key, sizeof key);
     return status;
 }
 
 xks_status xks_seal_open(const xks_secret *master, const char *context, size_t context_len, const uint8_t *sealed,
                          size_t sealed_len, xks_secret_pages *pages, uint32_t slot)
 {
-    uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES];
-    uint8_t key[XKS_AES256_KEY_BYTES];
-    xks_aes_gcm_key *sealing = NULL;
-    if (sealed_len != XKS_SEALED_KEY_BYTES || memcmp(sealed, HEADER, HEADER_BYTES) != 0) {
-        return XKS_BAD_INPUT;
-    }
-    xks_status status = compose_context(context, context_len, aad);
-    if (status != XKS_OK) {
-        return status;
-    }
-    status = master_key_new(master, &sealing);
-    if (status != XKS_OK) {
-        return status;
-    }
-    status = xks_aes_gcm_decrypt(sealing, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
-                                 (xks_span){sealed + CIPHERTEXT_AT, sizeof key}, (xks_span){sealed + TAG_AT, XKS_GCM_TAG_BYTES}, key);
+    opened inside;
+    xks_status status = decrypt(master, context, context_len, sealed, sealed_len, &inside);
     if (status == XKS_OK) {
-        status = xks_secret_pages_write(pages, slot, key);
+        status = inside.len == XKS_AES256_KEY_BYTES ? xks_secret_pages_write(pages, slot, inside.secret) : XKS_BAD_INPUT;
     }
-    xks_wipe(key, sizeof key);
-    xks_aes_gcm_key_free(sealing);
+    xks_wipe(&inside, sizeof inside);
+    return status;
+}
+
+/* --- secrets */
+
+xks_status xks_seal_secret(const xks_secret *key, const char *context, size_t context_len, const xks_secret *secret,
+                           uint8_t sealed[1121], size_t *sealed_len)
+{
+    size_t len;
+    const uint8_t *bytes = xks_secret_view(secret, &len);
+    return seal_bytes(key, context, context_len, bytes, len, sealed, sealed_len);
+}
+
+xks_status xks_seal_open_secret(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
+                                size_t sealed_len, xks_secret **out)
+{
+    opened inside;
+    *out = NULL;
+    xks_status status = decrypt(key, context, context_len, sealed, sealed_len, &inside);
+    if (status == XKS_OK) {
+        status = xks_secret_from_bytes(inside.secret, inside.len, out);
+    }
+    xks_wipe(&inside, sizeof inside);
+    return status;
+}
+
+xks_status xks_seal_open_text(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
+                              size_t sealed_len, xks_secret **out)
+{
+    opened inside;
+    *out = NULL;
+    xks_status status = decrypt(key, context, context_len, sealed, sealed_len, &inside);
+    if (status == XKS_OK) {
+        status = xks_secret_text_from_bytes(inside.secret, inside.len, out);
+    }
+    xks_wipe(&inside, sizeof inside);
+    return status;
+}
+
+xks_status xks_seal_move(const xks_secret *old_key, const char *old_context, size_t old_context_len, const uint8_t *old_sealed,
+                         size_t old_sealed_len, const xks_secret *new_key, const char *new_context, size_t new_context_len,
+                         uint8_t sealed[1121], size_t *sealed_len)
+{
+    opened inside;
+    *sealed_len = 0;
+    xks_status status = decrypt(old_key, old_context, old_context_len, old_sealed, old_sealed_len, &inside);
+    if (status == XKS_OK) {
+        status = seal_bytes(new_key, new_context, new_context_len, inside.secret, inside.len, sealed, sealed_len);
+    }
+    xks_wipe(&inside, sizeof inside);
+    return status;
+}
+
+/* --- signing keys */
+
+xks_status xks_seal_derive_signing_keys(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
+                                        size_t sealed_len, const char *days, size_t day_count, const char *region,
+                                        size_t region_len, xks_secret_pages *pages, uint32_t first_slot)
+{
+    xks_secret *secret;
+    xks_status status = xks_seal_open_secret(key, context, context_len, sealed, sealed_len, &secret);
+    for (size_t i = 0; status == XKS_OK && i < day_count; i++) {
+        status = xks_sigv4_derive(secret, days + i * DAY_CHARS, region, region_len, pages, first_slot + (uint32_t)i);
+    }
+    xks_secret_free(secret);
     return status;
 }

@@ -2,8 +2,10 @@
 #include "xks_secret.h"
 
 #include "xks_bytes.h"
+#include "xks_hex.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/rand.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,15 +16,18 @@
 #include <unistd.h>
 
 #define MAX_SLOTS 1000000U
+#define KEY_BYTES XKS_SECRET_SLOT_BYTES
 
 /* One anonymous mapping holds the struct and its bytes, so that both are locked and left out of dumps. */
 struct xks_secret {
     size_t mapped;
     size_t len;
+    bool revealable;
     uint8_t data[];
 };
 
-static xks_status secret_new(const uint8_t *data, size_t len, xks_secret **out)
+/* len zero bytes. */
+static xks_status secret_new(size_t len, xks_secret **out)
 {
     size_t mapped = sizeof(xks_secret) + len;
     xks_secret *made = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -34,13 +39,21 @@ static xks_status secret_new(const uint8_t *data, size_t len, xks_secret **out)
     (void)madvise(made, mapped, MADV_DONTDUMP);
     made->mapped = mapped;
     made->len = len;
-    memcpy(made->data, data, len);
     *out = made;
     return XKS_OK;
 }
 
-/* A readable descriptor of a file that only its owner can read, or -1 with the text in error. */
-static int open_private(const char *path, char *error)
+static xks_status secret_of(const uint8_t *data, size_t len, xks_secret **out)
+{
+    xks_status status = secret_new(len, out);
+    if (status == XKS_OK) {
+        memcpy((*out)->data, data, len);
+    }
+    return status;
+}
+
+/* A readable descriptor of a file without the mode bits in `forbidden`, or -1 with the text in error. */
+static int open_private(const char *path, mode_t forbidden, char *error)
 {
     struct stat about;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -55,7 +68,7 @@ static int open_private(const char *path, char *error)
         problem = "is not a regular file";
     } else if (about.st_uid != geteuid() && about.st_uid != 0) {
         problem = "belongs to another user: make it yours with chown";
-    } else if ((about.st_mode & 077) != 0) {
+    } else if ((about.st_mode & forbidden) != 0) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: holds a secret and is open to others (mode %04o): run chmod 600 %s", path,
                  (unsigned)(about.st_mode & 07777), path);
         close(fd);
@@ -71,46 +84,94 @@ static int open_private(const char *path, char *error)
     return fd;
 }
 
-xks_status xks_secret_from_file(const char *path, xks_secret **out, char *error)
+/* The whole file, up to XKS_SECRET_MAX_BYTES. */
+static xks_status read_private(const char *path, mode_t forbidden, uint8_t buffer[XKS_SECRET_MAX_BYTES], size_t *len, char *error)
 {
-    uint8_t buffer[XKS_SECRET_MAX_BYTES];
-    size_t len = 0;
-    xks_status status = XKS_CONFIG;
-    *out = NULL;
-    int fd = open_private(path, error);
+    xks_status status = XKS_OK;
+    int fd = open_private(path, forbidden, error);
+    *len = 0;
     if (fd < 0) {
         return XKS_CONFIG;
     }
-    for (;;) {
-        ssize_t got = read(fd, buffer + len, sizeof buffer - len);
+    while (*len < XKS_SECRET_MAX_BYTES) {
+        ssize_t got = read(fd, buffer + *len, XKS_SECRET_MAX_BYTES - *len);
         if (got < 0 && errno == EINTR) {
             continue;
         }
         if (got < 0) {
             snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: cannot be read: %s", path, strerror(errno));
-            goto out;
+            status = XKS_CONFIG;
         }
-        if (got == 0 || (len += (size_t)got) == sizeof buffer) {
+        if (got <= 0) {
             break;
         }
+        *len += (size_t)got;
     }
-    if (len > 0 && buffer[len - 1] == '\n') {
+    close(fd);
+    return status;
+}
+
+static size_t without_newline(const uint8_t *text, size_t len)
+{
+    if (len > 0 && text[len - 1] == '\n') {
         len--;
-        if (len > 0 && buffer[len - 1] == '\r') {
+        if (len > 0 && text[len - 1] == '\r') {
             len--;
         }
     }
-    if (len == 0) {
-        snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: is empty: write the secret into it", path);
+    return len;
+}
+
+xks_status xks_secret_from_file(const char *path, xks_secret **out, char *error)
+{
+    uint8_t buffer[XKS_SECRET_MAX_BYTES];
+    size_t len;
+    *out = NULL;
+    xks_status status = read_private(path, 077, buffer, &len, error);
+    if (status != XKS_OK) {
         goto out;
     }
-    status = secret_new(buffer, len, out);
+    len = without_newline(buffer, len);
+    if (len == 0) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: is empty: write the secret into it", path);
+        status = XKS_CONFIG;
+        goto out;
+    }
+    status = secret_of(buffer, len, out);
     if (status != XKS_OK) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: no memory for the secret", path);
     }
 out:
     xks_wipe(buffer, sizeof buffer);
-    close(fd);
+    return status;
+}
+
+xks_status xks_secret_key_from_file(const char *path, bool group_may_read, xks_secret **out, char *error)
+{
+    uint8_t buffer[XKS_SECRET_MAX_BYTES];
+    uint8_t key[KEY_BYTES];
+    size_t len;
+    *out = NULL;
+    xks_status status = read_private(path, group_may_read ? 037 : 077, buffer, &len, error);
+    if (status != XKS_OK) {
+        goto out;
+    }
+    if (len == KEY_BYTES) { /* as it is: the last byte of a key may be a newline */
+        memcpy(key, buffer, KEY_BYTES);
+    } else if (without_newline(buffer, len) != 2 * KEY_BYTES ||
+               xks_hex_decode((const char *)buffer, 2 * KEY_BYTES, key) != XKS_OK) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "%s: holds no key: a master key is 32 bytes or 64 lower-case hexadecimal digits (openssl rand -hex 32)", path);
+        status = XKS_CONFIG;
+        goto out;
+    }
+    status = secret_of(key, KEY_BYTES, out);
+    if (status != XKS_OK) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: no memory for the key", path);
+    }
+out:
+    xks_wipe(buffer, sizeof buffer);
+    xks_wipe(key, sizeof key);
     return status;
 }
 
@@ -127,7 +188,7 @@ xks_status xks_secret_from_environment(const char *name, xks_secret **out, char 
         snprintf(error, XKS_ERROR_TEXT_BYTES, "the environment variable %s is too long for a secret", name);
         return XKS_CONFIG;
     }
-    xks_status status = secret_new((const uint8_t *)value, len, out);
+    xks_status status = secret_of((const uint8_t *)value, len, out);
     if (status != XKS_OK) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "no memory for the secret in %s", name);
     }
@@ -140,7 +201,72 @@ xks_status xks_secret_from_bytes(const uint8_t *data, size_t len, xks_secret **o
     if (len == 0) {
         return XKS_BAD_INPUT;
     }
-    return len > XKS_SECRET_MAX_BYTES ? XKS_TOO_LONG : secret_new(data, len, out);
+    return len > XKS_SECRET_MAX_BYTES ? XKS_TOO_LONG : secret_of(data, len, out);
+}
+
+xks_status xks_secret_blank(size_t len, xks_secret **out, uint8_t **room)
+{
+    *out = NULL;
+    *room = NULL;
+    if (len == 0) {
+        return XKS_BAD_INPUT;
+    }
+    xks_status status = len > XKS_SECRET_MAX_BYTES ? XKS_TOO_LONG : secret_new(len, out);
+    if (status == XKS_OK) {
+        *room = (*out)->data;
+    }
+    return status;
+}
+
+xks_status xks_secret_random(size_t len, xks_secret **out)
+{
+    uint8_t *room;
+    xks_status status = xks_secret_blank(len, out, &room);
+    if (status == XKS_OK && RAND_priv_bytes(room, (int)len) != 1) {
+        xks_secret_free(*out);
+        *out = NULL;
+        status = XKS_SYSTEM;
+    }
+    return status;
+}
+
+xks_status xks_secret_random_text(size_t chars, xks_secret **out)
+{
+    static const char ALPHABET[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    *out = NULL;
+    if (chars < XKS_SECRET_MIN_TEXT_CHARS || chars > XKS_SECRET_MAX_TEXT_CHARS) {
+        return XKS_BAD_INPUT;
+    }
+    xks_status status = xks_secret_random(chars, out);
+    if (status == XKS_OK) {
+        for (size_t i = 0; i < chars; i++) {
+            (*out)->data[i] = (uint8_t)ALPHABET[(*out)->data[i] & 63]; /* 64 characters: every one is as likely */
+        }
+        (*out)->revealable = true;
+    }
+    return status;
+}
+
+xks_status xks_secret_text_from_bytes(const uint8_t *data, size_t len, xks_secret **out)
+{
+    xks_status status = xks_secret_from_bytes(data, len, out);
+    if (status == XKS_OK) {
+        (*out)->revealable = true;
+    }
+    return status;
+}
+
+xks_status xks_secret_reveal(xks_secret *secret, const char **text, size_t *chars)
+{
+    *text = NULL;
+    *chars = 0;
+    if (!secret->revealable) {
+        return XKS_NOT_PERMITTED;
+    }
+    secret->revealable = false;
+    *text = (const char *)secret->data;
+    *chars = secret->len;
+    return XKS_OK;
 }
 
 void xks_secret_free(xks_secret *secret)
@@ -195,7 +321,8 @@ xks_status xks_secret_pages_new(uint32_t slot_count, xks_secret_pages **out, cha
     return XKS_OK;
 }
 
-xks_status xks_secret_pages_open(int fd, xks_secret_pages **out, char *error)
+/* Another process's slots. The pages keep a descriptor of their own where they may be written. */
+static xks_status map_pages(int fd, bool writable, xks_secret_pages **out, char *error)
 {
     struct stat about;
     *out = NULL;
@@ -213,9 +340,12 @@ xks_status xks_secret_pages_open(int fd, xks_secret_pages **out, char *error)
     made->fd = -1;
     made->mapped = (size_t)about.st_size;
     made->slot_count = (uint32_t)(about.st_size / XKS_SECRET_SLOT_BYTES);
-    made->slots = mmap(NULL, made->mapped, PROT_READ, MAP_SHARED, fd, 0);
-    if (made->slots == MAP_FAILED) {
+    made->slots = mmap(NULL, made->mapped, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    if (made->slots == MAP_FAILED || (writable && (made->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0)) < 0)) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "secret pages cannot be mapped: %s", strerror(errno));
+        if (made->slots != MAP_FAILED) {
+            munmap(made->slots, made->mapped);
+        }
         free(made);
         return XKS_SYSTEM;
     }
@@ -223,6 +353,16 @@ xks_status xks_secret_pages_open(int fd, xks_secret_pages **out, char *error)
     (void)madvise(made->slots, made->mapped, MADV_DONTDUMP);
     *out = made;
     return XKS_OK;
+}
+
+xks_status xks_secret_pages_open(int fd, xks_secret_pages **out, char *error)
+{
+    return map_pages(fd, false, out, error);
+}
+
+xks_status xks_secret_pages_share(int fd, xks_secret_pages **out, char *error)
+{
+    return map_pages(fd, true, out, error);
 }
 
 void xks_secret_pages_free(xks_secret_pages *pages, int wipe)
@@ -262,6 +402,25 @@ xks_status xks_secret_pages_write(xks_secret_pages *pages, uint32_t slot, const 
 const uint8_t *xks_secret_pages_view(const xks_secret_pages *pages, uint32_t slot)
 {
     return slot < pages->slot_count ? pages->slots + (size_t)slot * XKS_SECRET_SLOT_BYTES : NULL;
+}
+
+xks_status xks_secret_pages_put(xks_secret_pages *pages, uint32_t slot, const xks_secret *secret)
+{
+    return secret->len == XKS_SECRET_SLOT_BYTES ? xks_secret_pages_write(pages, slot, secret->data) : XKS_BAD_INPUT;
+}
+
+xks_status xks_secret_pages_take(xks_secret_pages *pages, uint32_t slot, xks_secret **out)
+{
+    *out = NULL;
+    if (slot >= pages->slot_count || pages->fd < 0) {
+        return XKS_NOT_PERMITTED;
+    }
+    uint8_t *held = pages->slots + (size_t)slot * XKS_SECRET_SLOT_BYTES;
+    xks_status status = secret_of(held, XKS_SECRET_SLOT_BYTES, out);
+    if (status == XKS_OK) {
+        xks_wipe(held, XKS_SECRET_SLOT_BYTES);
+    }
+    return status;
 }
 
 void xks_process_harden(void)

@@ -46,6 +46,7 @@ sessions = 16
 partitions = ["p0"]
 health_check_key = ""
 """
+MASTER = 'master_key_file = "master.key"'
 MINIMAL = '[state]\nurl = "file:stores.toml"\n'
 
 Load = Callable[[str], Config]
@@ -116,6 +117,20 @@ def test_a_bare_library_name_is_left_to_the_dynamic_linker(load: Load) -> None:
     assert load(text).modules["hsm_a"].path == "libsofthsm2.so"
 
 
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("", {}),
+        ('master_key_credential = "xksfast.master-key@1"', {"master_key_credential": "xksfast.master-key@1"}),
+        ('master_key_passphrase_env = "PASSPHRASE"', {"master_key_passphrase_env": "PASSPHRASE"}),
+        ('master_key_passphrase_file = "/p"', {"master_key_passphrase_file": "/p"}),
+        ('master_key_partition = "p0"\nmaster_key_label = "m"', {"master_key_partition": "p0"}),
+    ],
+)
+def test_the_master_key_may_be_in_one_of_several_places(load: Load, line: str, options: dict[str, str]) -> None:
+    assert load(change(MASTER, line)).state.master_key_options == options
+
+
 @pytest.mark.parametrize("url", ["file:///etc/xksfast/stores.toml", "file:/etc/xksfast/stores.toml"])
 def test_an_absolute_state_url_stays_as_it_is(load: Load, url: str) -> None:
     assert load(f'[state]\nurl = "{url}"\n').state.store_file == "/etc/xksfast/stores.toml"
@@ -163,6 +178,13 @@ def test_budgets_may_be_whole_numbers_or_not_and_sites_are_text(load: Load) -> N
         ('"file:stores.toml"', '"sqlite:///x.db"', "state.url", "'sqlite' is no state this version reads"),
         ('"file:stores.toml"', '"file://host/x"', "state.url", "three slashes"),
         ('url = "file:stores.toml"\n', "", "state.url", "is missing"),
+        (MASTER, MASTER + '\nmaster_key_credential = "m"', "state", "master_key_file and master_key_credential are both set: keep"),
+        (MASTER, 'master_key_credential = "/etc/m"', "state.master_key_credential", "a name, as in LoadCredential=, not a path"),
+        (MASTER, 'master_key_credential = ".."', "state.master_key_credential", "is no name of a systemd credential"),
+        (MASTER, 'master_key_partition = "p1"', "state.master_key_partition", "there is no partition 'p1': known are p0"),
+        (MASTER, 'master_key_partition = "p0"\nmaster_key_label = ""', "state.master_key_label", "must have 1 to 200 bytes"),
+        (MASTER, MASTER + '\nmaster_key_label = "m"', "state.master_key_label", "a key of master_key_partition, which is not set"),
+        (MASTER, 'master_key_passphrase = "x"', "state.master_key_passphrase", "did you mean 'master_key_passphrase_env'?"),
         ('module = "hsm_a"', 'module = "hsm_b"', "partitions.p0.module", "there is no module 'hsm_b': did you mean 'hsm_a'?"),
         ('partitions = ["p0"]', 'partitions = ["p1"]', "partition_groups.main.partitions", "no partition 'p1'"),
         ('partitions = ["p0"]', "partitions = []", "partition_groups.main.partitions", "lists no partition"),
@@ -286,3 +308,5 @@ def test_files_that_are_named_and_not_there_are_listed(load: Load, tmp_path: Pat
     (tmp_path / "server.pem").touch()
     keys = {problem.key for problem in missing_files(config, "xksfast.toml").found}
     assert keys == {"state.master_key_file", "state.url", "proxy.tls.private_key", "partitions.p0.pin_file"}
+    config = load(change(MASTER, 'master_key_passphrase_file = "pass"'))
+    assert f"there is no file {tmp_path / 'pass'}" in {problem.problem for problem in missing_files(config, "x").found}

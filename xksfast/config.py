@@ -23,7 +23,12 @@ Profile = Literal["softhsm", "luna", "luna_fips", "cloudhsm", "nshield", "utimac
 
 AES_KEY_WRAP = 0x2109  # CKM_AES_KEY_WRAP, RFC 3394
 MAX_NAME_CHARS = 64
+MAX_LABEL_BYTES = 200
+MASTER_KEY_OPTIONS = (
+    "master_key_file", "master_key_credential", "master_key_passphrase_file", "master_key_passphrase_env", "master_key_partition",
+)  # fmt: skip
 _MECHANISM = re.compile(r"(?:0x[0-9A-Fa-f]{1,8}|[1-9][0-9]{0,9})?")
+_CREDENTIAL = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@:-]{1,255}")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
 
 
@@ -102,20 +107,34 @@ class State(Table, frozen=True):
     """[state]. url: where key stores and keys stand: "sqlite:///xksfast.db", "postgresql://user@host/database", or a file that
     describes them: "file:///abs/stores.toml", "file:stores.toml". Relative paths start where this file is.
 
-    master_key_file: seals secrets; a 0600 file of 32 bytes or 64 hexadecimal digits. directory: for what this node itself must
-    remember (blocks that no database has heard of yet, the last state it served). apply: a stores.toml that is applied at each start, as
-    `xksfast apply` does without --prune; "": none.
+    directory: for what this node itself must remember (blocks that no database has heard of yet, the last state it served).
+    apply: a stores.toml that is applied at each start, as `xksfast apply` does without --prune; "": none.
+    The master key, under which the data key is wrapped that seals every secret; at most one of
+      master_key_file: a 0600 file of 32 bytes or 64 hexadecimal digits. `local` keys as files are sealed under it directly.
+      master_key_credential: name of a systemd credential (LoadCredential=, LoadCredentialEncrypted=) that holds the same.
+      master_key_passphrase_file, master_key_passphrase_env: a passphrase, stretched by argon2id.
+      master_key_partition: it never leaves this partition: the AES-256 key whose CKA_LABEL is master_key_label.
     """
 
     url: str = "sqlite:///xksfast.db"
-    master_key_file: str = ""
     directory: str = "state"
     apply: str = ""
+    master_key_file: str = ""
+    master_key_credential: str = ""
+    master_key_passphrase_file: str = ""
+    master_key_passphrase_env: str = ""
+    master_key_partition: str = ""
+    master_key_label: str = "xksfast-master"
 
     @property
     def is_file(self) -> bool:
         """Whether the state is a file, which nobody administers."""
         return self.url.startswith("file:")
+
+    @property
+    def master_key_options(self) -> dict[str, str]:
+        """The options that say where the master key is, by name; two or more are refused by load_config."""
+        return {name: value for name in MASTER_KEY_OPTIONS if (value := getattr(self, name))}
 
     @property
     def store_file(self) -> str:
@@ -240,6 +259,7 @@ def load_config(path: str | os.PathLike[str]) -> Config:
     if config.admin is not None:
         _check_admin(config.admin, config.proxy, problems)
     _check_state(config.state, problems)
+    _check_master_key(config, problems)
     _check_names(config, problems)
     _check_partitions(config, problems)
     _check_groups(config, problems)
@@ -250,7 +270,9 @@ def load_config(path: str | os.PathLike[str]) -> Config:
 def missing_files(config: Config, source: str) -> Problems:
     """What stands between a valid configuration and a start: files it names that are not there."""
     problems = Problems(source)
-    named: list[tuple[str, str | None]] = [("state.master_key_file", config.state.master_key_file)]
+    named: list[tuple[str, str | None]] = [
+        (f"state.{option}", getattr(config.state, option)) for option in ("master_key_file", "master_key_passphrase_file")
+    ]
     named += [("state.url", config.state.store_file), ("state.apply", config.state.apply)]
     if config.proxy.tls is not None:
         for field in ("certificate", "private_key", "client_ca"):
@@ -340,6 +362,29 @@ def _check_state(state: State, problems: Problems) -> None:
         problems.add("state.url", "names no file: use file:///absolute/path/stores.toml")
 
 
+def _check_master_key(config: Config, problems: Problems) -> None:
+    state, given = config.state, config.state.master_key_options
+    if len(given) > 1:
+        names = " and ".join(given)
+        both = "both " if len(given) == 2 else ""
+        problems.add("state", f"{names} are {both}set: keep the one that holds the master key")
+    name = state.master_key_credential
+    if name and not _CREDENTIAL.fullmatch(name):
+        problems.add(
+            "state.master_key_credential",
+            f"{name!r} is no name of a systemd credential: it is a name, as in LoadCredential=, not a path",
+        )
+    if state.master_key_partition and state.master_key_partition not in config.partitions:
+        problems.add(
+            "state.master_key_partition",
+            f"there is no partition {state.master_key_partition!r}{nearest(state.master_key_partition, config.partitions)}",
+        )
+    if state.master_key_label != State().master_key_label and not state.master_key_partition:
+        problems.add("state.master_key_label", "names a key of master_key_partition, which is not set")
+    if not 1 <= len(state.master_key_label.encode()) <= MAX_LABEL_BYTES:
+        problems.add("state.master_key_label", f"must have 1 to {MAX_LABEL_BYTES} bytes")
+
+
 def _check_names(config: Config, problems: Problems) -> None:
     for table in ("modules", "partitions", "partition_groups"):
         for name in getattr(config, table):
@@ -393,8 +438,8 @@ def _check_groups(config: Config, problems: Problems) -> None:
         key = join("partition_groups", name) + ".partitions"
         if not group.partitions:
             problems.add(key, "lists no partition: give at least one")
-        if not 1 <= len(group.transport_key.encode()) <= 200:
-            problems.add(join("partition_groups", name) + ".transport_key", "must have 1 to 200 bytes")
+        if not 1 <= len(group.transport_key.encode()) <= MAX_LABEL_BYTES:
+            problems.add(join("partition_groups", name) + ".transport_key", f"must have 1 to {MAX_LABEL_BYTES} bytes")
         for partition in dict.fromkeys(group.partitions):
             if partition not in config.partitions:
                 problems.add(key, f"there is no partition {partition!r}{nearest(partition, config.partitions)}")
@@ -431,6 +476,7 @@ def _resolved(config: Config, directory: Path) -> Config:
         master_key_file=absolute(config.state.master_key_file),
         directory=absolute(config.state.directory),
         apply=absolute(config.state.apply),
+        master_key_passphrase_file=absolute(config.state.master_key_passphrase_file),
     )
     admin = config.admin if config.state.is_file else config.admin or Admin()
     if admin is not None:
@@ -444,4 +490,6 @@ def _resolved(config: Config, directory: Path) -> Config:
         name: replace(partition, pin_file=absolute(partition.pin_file or "") or None)
         for name, partition in config.partitions.items()
     }
-    return replace(config, proxy=replace(config.proxy, tls=tls), admin=admin, state=state, modules=modules, partitions=partitions)
+    return replace(
+        config, proxy=replace(config.proxy, tls=tls), admin=admin, state=state, modules=modules, partitions=partitions
+    )

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Managing keys on real tokens: two SoftHSM2 tokens and one of NSS softoken, keys travelling between every pair; and measuring. */
+/* Managing keys on real tokens: two SoftHSM2 tokens and one of NSS softoken, keys travelling between every pair; measuring; and data
+ * keys under a master key. */
 #include "check.h"
 #include "xks_ckr_name.h"
 #include "xks_p11_admin.h"
+#include "xks_p11_master.h"
 #include "xks_p11_measure.h"
 
 #define SOFTHSM "/usr/lib/softhsm/libsofthsm2.so"
@@ -247,6 +249,63 @@ static void measuring_tells_what_the_token_does(void)
     }
 }
 
+static xks_status wrap_master(int token, const char *label, uint8_t wrapped[XKS_WRAPPED_DATA_KEY_MAX_BYTES], size_t *len,
+                              const xks_secret_pages *pages, uint32_t slot)
+{
+    return xks_master_wrap(&targets[token], label, strlen(label), "name", 4, pages, slot, wrapped, len, error);
+}
+
+static xks_status unwrap_master(int token, const char *context, const uint8_t *wrapped, size_t len, xks_secret_pages *pages,
+                                uint32_t slot)
+{
+    return xks_master_unwrap(&targets[token], "master", 6, context, strlen(context), guarded_copy(wrapped, len), len, pages, slot,
+                             error);
+}
+
+static void data_keys_are_wrapped_under_a_key_in_the_token(void)
+{
+    static const uint8_t DATA_KEY[32] = {1, 2, 3};
+    xks_secret_pages *pages, *reader;
+    CHECK_STATUS(XKS_OK, xks_secret_pages_new(2, &pages, error));
+    CHECK_STATUS(XKS_OK, xks_secret_pages_open(xks_secret_pages_fd(pages), &reader, error));
+    for (int i = 0; i < TOKENS; i++) {
+        uint8_t wrapped[XKS_WRAPPED_DATA_KEY_MAX_BYTES], zeros[32] = {0};
+        size_t len;
+        CHECK_STATUS(XKS_OK, xks_secret_pages_write(pages, 0, DATA_KEY));
+        CHECK_STATUS(XKS_OK, xks_secret_pages_write(pages, 1, zeros));
+        CHECK_STATUS(XKS_CONFIG, wrap_master(i, "master", wrapped, &len, pages, 0));
+        CHECK(len == 0 && strstr(error, "is not there: make it") != NULL);
+        (void)generate(i, "transport", true, false);
+        CHECK_STATUS(XKS_CONFIG, wrap_master(i, "transport", wrapped, &len, pages, 0));
+        CHECK(strstr(error, "may not both encrypt and decrypt") != NULL);
+        (void)generate(i, "master", false, false);
+        CHECK_STATUS(XKS_OK, wrap_master(i, "master", wrapped, &len, reader, 0));
+        CHECK(len == 60);
+        CHECK_STATUS(XKS_OK, unwrap_master(i, "name", wrapped, len, pages, 1));
+        CHECK(memcmp(xks_secret_pages_view(reader, 1), DATA_KEY, 32) == 0);
+        CHECK_STATUS(XKS_OK, xks_secret_pages_write(pages, 1, zeros));
+        CHECK_STATUS(XKS_NOT_AUTHENTIC, unwrap_master(i, "other", wrapped, len, pages, 1));
+        for (size_t at = 0; at < len; at += 7) {
+            wrapped[at] ^= 4;
+            CHECK_STATUS(XKS_NOT_AUTHENTIC, unwrap_master(i, "name", wrapped, len, pages, 1));
+            CHECK(strstr(error, "another key of this label wrapped it, or it was changed") != NULL);
+            wrapped[at] ^= 4;
+        }
+        for (size_t cut = 0; cut < len; cut++) {
+            CHECK_STATUS(XKS_BAD_INPUT, unwrap_master(i, "name", wrapped, cut, pages, 1));
+        }
+        CHECK(memcmp(xks_secret_pages_view(reader, 1), zeros, 32) == 0);
+        CHECK_STATUS(XKS_NOT_PERMITTED, unwrap_master(i, "name", wrapped, len, reader, 1));
+        CHECK_STATUS(XKS_NOT_PERMITTED, unwrap_master(i, "name", wrapped, len, pages, 2));
+        CHECK_STATUS(XKS_BAD_INPUT, wrap_master(i, "master", wrapped, &len, pages, 2));
+        CHECK_STATUS(XKS_BAD_INPUT, xks_master_wrap(&targets[i], "master", 6, "", 0, pages, 0, wrapped, &len, error));
+        destroy(i, "master");
+        destroy(i, "transport");
+    }
+    xks_secret_pages_free(reader, 0);
+    xks_secret_pages_free(pages, 1);
+}
+
 int main(void)
 {
     make_tokens();
@@ -258,6 +317,7 @@ int main(void)
     RUN(a_key_that_is_locked_down_cannot_be_wrapped);
     RUN(a_wrong_key_that_an_unwrap_calls_good_is_destroyed);
     RUN(keys_are_found_by_label_and_counted);
+    RUN(data_keys_are_wrapped_under_a_key_in_the_token);
     RUN(measuring_tells_what_the_token_does);
     for (int i = TOKENS; i-- > 0;) { /* the first one of a module ends it */
         xks_admin_close(admins[i]);

@@ -31,7 +31,9 @@ def commit(state: State, changes: Iterable[Change]) -> State:
 
 def with_store(state: State, name: str = "payments", **fields: object) -> State:
     """A local store with one credential."""
-    request = StoreCreate(**{"name": name, "uri_path_prefix": f"/{name}", "region": "us-east-1", "key_source": "local", **fields})
+    request = StoreCreate(
+        **{"name": name, "uri_path_prefix": f"/{name}", "region": "us-east-1", "key_source": "local", **fields}
+    )
     store = stores.new_store(state, request, groups=(), now=NOW)
     credential = Credential(access_key_id="A" * 20, store=name, secret_id=f"credential/{name}/{'A' * 20}", created_at=NOW)
     return commit(state, stores.create(store, [credential]))

@@ -30,7 +30,7 @@ def new_store(state: State, **fields: object) -> object:
         ({"name": "payments"}, "store-exists", "name", "already"),
         ({"uri_path_prefix": "/payments"}, "prefix-taken", "uri_path_prefix", "'payments' has the uri_path_prefix"),
         ({"uri_path_prefix": "other"}, "field-invalid", "uri_path_prefix", "no slash at the end"),
-        ({"uri_path_prefix": "/" + "x" * 116}, "field-invalid", "uri_path_prefix", "must not exceed 128"),
+        ({"uri_path_prefix": "/" + "x" * 117}, "field-invalid", "uri_path_prefix", "must not exceed 128"),
         ({"region": "Mars"}, "field-invalid", "region", "not an AWS region"),
         ({"key_source": None}, "store-needs-one-key-source", "partition_group", "either"),
         ({"partition_group": "main"}, "store-needs-one-key-source", "partition_group", "either"),

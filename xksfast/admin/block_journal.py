@@ -80,7 +80,9 @@ class BlockJournal:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise OperatorError(f"{self._path} cannot be read: {error.strerror}; blocks may stand in it, so nothing is served") from error
+            raise OperatorError(
+                f"{self._path} cannot be read: {error.strerror}; blocks may stand in it, so nothing is served"
+            ) from error
         whole, torn = lines[:-1], lines[-1]
         for line in whole:
             try:

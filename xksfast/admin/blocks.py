@@ -125,7 +125,9 @@ class Blocks:
         await asyncio.gather(*tasks)
         done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
         recorded = bool(done) and record.exception() is None and record.result()
-        self._log.warning("blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded)
+        self._log.warning(
+            "blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded
+        )
         return Confirmation(tuple(confirmed), tuple(pending), recorded)
 
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:

@@ -85,9 +85,7 @@ def default_health() -> str:
     return usual
 
 
-def make_setup(
-    directory: Path, *, http: str, tls: str, admin: str, health: str, key_source: str, workers: int
-) -> DevSetup:
+def make_setup(directory: Path, *, http: str, tls: str, admin: str, health: str, key_source: str, workers: int) -> DevSetup:
     """Make in `directory` whatever is not there yet; a directory made before is opened again with its keys and credential."""
     directory = directory.resolve()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,7 +122,9 @@ apply = "stores.toml"
 {token}"""
     )
     (directory / "stores.toml").write_text(_stores(source, access_key_id))
-    return DevSetup(directory, config_file, authority.files.certificate, access_key_id, secret, source, directory / "admin.token")
+    return DevSetup(
+        directory, config_file, authority.files.certificate, access_key_id, secret, source, directory / "admin.token"
+    )
 
 
 def _toml(value: object) -> str:

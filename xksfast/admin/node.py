@@ -9,6 +9,7 @@ went back (restored from an older backup) is followed only after a restart, and 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import socket
 import threading
 import time
@@ -16,14 +17,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 from xksfast import messages
 from xksfast._version import __version__
 from xksfast.admin.actors import new_token, system_actor
+from xksfast.admin.applying import carry_out
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
-from xksfast.admin.linking import Linking
+from xksfast.admin.declaration import plan_of
+from xksfast.admin.declared_file import declared_by
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
@@ -38,6 +41,7 @@ from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.state.away import AwayDatabase
+from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
@@ -46,10 +50,15 @@ from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_cop
 from xksfast.state.master_key import configured_master_key
 from xksfast.state.objects import Operator
 from xksfast.state.projection import State
-from xksfast.state.records import Checkpoint, Loaded, NodeRow
+from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
+from xksfast.state.store_file import load_store_file
+
+if TYPE_CHECKING:
+    from xksfast.admin.api.server import ApiServer
+    from xksfast.admin.linking import Linking
 
 POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
@@ -57,18 +66,7 @@ USE_INTERVAL_S = 5.0
 COPY_INTERVAL_S = 10.0
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
-CHECKPOINT_LABEL = "xksfast checkpoint"
 ROOT = "root"
-
-
-class Api(Protocol):
-    """The REST listener."""
-
-    address: tuple[str, int]
-
-    async def close(self) -> None:
-        """Answer what was asked, then stop."""
-        ...
 
 
 class Node:
@@ -91,11 +89,11 @@ class Node:
         self._heard_at = time.monotonic()  # when the database last answered
         self._stale: frozenset[str] = frozenset()
         self._copied_seq = 0
-        self._checkpoint_seq = 0
         self._hint = asyncio.Event()
         self._encryptions: dict[tuple[str, str, int], int] = {}
         self._last_used: dict[tuple[str, str], int] = {}
-        self._api: Api | None = None
+        self._api: ApiServer | None = None
+        self._linked: Linking | None = None
         self._went_back = ""
         self._silence = ""
         self._away = False
@@ -108,7 +106,7 @@ class Node:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._open()
             self._opened = True
-            for work in (self._follow(), self._beat()):
+            for work in (self._follow(), self._beat(), self._serve_rest()):
                 self._spawn(work)
         with self._store.reading() as state:
             return messages.StateLoaded(seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys))
@@ -122,7 +120,7 @@ class Node:
         except StateUnavailable as error:
             if copy is None:
                 raise
-            await self._run(lambda: self._take_copy(copy, error))
+            await self._run(partial(self._take_copy, copy, error))
         else:
             self._store = StateStore(self._database, self.name, on_events=self._applied)
             await self._run(self._store.open)
@@ -153,10 +151,10 @@ class Node:
             blocks=self.blocks,
             run=self._run,
         )
-        self.linking = Linking(self.service)
         if not self._away:
             await self._make_root()
             await self._read_use()
+            await self._apply_declared()
         self._publisher.serve(self._store.reading)
 
     def _connect(self) -> tuple[Database, Sealer]:
@@ -182,7 +180,7 @@ class Node:
         self._sealer = Sealer.open_with(self._master, known.data_keys)
         if not is_genuine(mac, over, self._sealer):
             raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
-        self._database = AwayDatabase(str(why))
+        self._database = cast(Database, AwayDatabase(str(why)))
         self._store = StateStore(self._database, self.name, on_events=self._applied)
         self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets = SecretRows(self._database, self._sealer)
@@ -210,6 +208,53 @@ class Node:
 
     def _begin_to_listen(self) -> None:
         threading.Thread(target=self._listen, args=(self._database,), daemon=True, name="listen").start()
+
+    async def _apply_declared(self) -> None:
+        """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
+        if not self._config.state.apply:
+            return
+        document = await asyncio.to_thread(load_store_file, Path(self._config.state.apply), self._config)
+        request = await asyncio.to_thread(declared_by, document)
+        actor = system_actor("apply")
+        with self._store.reading() as state:
+            planned = plan_of(state, request, groups=self._config.partition_groups)
+        for problem in planned.problems:
+            self._log.error("not_applied", problem=problem)
+        for step in () if planned.problems else planned.steps:
+            try:
+                await carry_out(self.service, actor, step)
+            except OperatorError as error:
+                self._log.error("not_applied", target=step.target, what=step.what, problem=str(error))
+            else:
+                self._log.info("applied", target=step.target, what=step.what)
+
+    async def _linking(self) -> Linking:
+        """It brings boto3, half a second's import: when it is needed, and not on the loop."""
+        if self._linked is None:
+            module = await asyncio.to_thread(importlib.import_module, "xksfast.admin.linking")
+            self._linked = self._linked or module.Linking(self.service)
+        return self._linked
+
+    async def _serve_rest(self) -> None:
+        if self._listener is None:
+            return
+        rest = await asyncio.to_thread(importlib.import_module, "xksfast.admin.rest")  # FastAPI takes its time as well
+        try:
+            self._api = await rest.serve_rest(
+                self._config,
+                self._listener,
+                node=self.name,
+                service=self.service,
+                linking=await self._linking(),
+                blocks=self.blocks,
+                store=self._store,
+                run=self._run,
+                database=lambda: self._database,
+                sealer=lambda: self._sealer,
+                log=self._log,
+            )
+        except OperatorError as error:
+            self._log.error("admin_not_served", problem=str(error))
 
     @property
     def _copy_file(self) -> Path:
@@ -287,7 +332,10 @@ class Node:
         self.blocks.on_events(events)
 
     def _listen(self, database: Database) -> None:
-        database.listen(lambda _: self._loop.call_soon_threadsafe(self._hint.set), self._stop)
+        def hint(_: int) -> None:
+            self._loop.call_soon_threadsafe(self._hint.set)
+
+        database.listen(hint, self._stop)
 
     async def _follow(self) -> None:
         """A hint is fast, the poll is sure."""
@@ -373,7 +421,9 @@ class Node:
         silent_s = time.monotonic() - self._heard_at
         with self._store.reading() as state:
             stale = frozenset(
-                store.name for store in state.key_stores.values() if store.on_stale == "refuse" and silent_s > store.stale_after_s
+                store.name
+                for store in state.key_stores.values()
+                if store.on_stale == "refuse" and silent_s > store.stale_after_s
             )
         if stale != self._stale:
             self._log.warning("stale_stores", refused=sorted(stale), silent_s=round(silent_s))
@@ -423,12 +473,7 @@ class Node:
 
     def _make_checkpoint(self) -> None:
         """In the state thread: a MAC over where the log ends, by which a truncation is seen."""
-        with self._store.reading() as state:
-            seq, head = state.seq, state.head
-        if seq and seq != self._checkpoint_seq:
-            mac = self._sealer.mac(CHECKPOINT_LABEL, seq.to_bytes(8, "big") + head)
-            self._database.checkpoint(Checkpoint(seq=seq, hash=head, mac=mac, at_ms=_now_ms()))
-            self._checkpoint_seq = seq
+        write_checkpoint(self._database, lambda data: self._sealer.mac(CHECKPOINT_LABEL, data), _now_ms())
 
     @property
     def _leads(self) -> bool:
@@ -444,13 +489,15 @@ class Node:
                 if one.action == "rotate_credential":
                     issued = await self.service.rotate_credential(actor, one.store)
                     if self.service.store(actor, one.store).link is not None:
-                        await self.linking.push_credential(actor, one.store, issued)
+                        await (await self._linking()).push_credential(actor, one.store, issued)
                 else:
                     await self.service.rotate_key(actor, one.store, one.external_key_id, KeyRotate())
             except OperatorError as error:
                 self._log.error("rotation_failed", key_store=one.store, external_key_id=one.external_key_id, problem=str(error))
             else:
-                self._log.info("rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why)
+                self._log.info(
+                    "rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why
+                )
 
     async def _sync_with_aws(self) -> None:
         actor = system_actor("sync")
@@ -458,7 +505,7 @@ class Node:
             if store.link is None:
                 continue
             try:
-                synced = await self.linking.sync_store(actor, store.name)
+                synced = await (await self._linking()).sync_store(actor, store.name)
             except OperatorError as error:
                 self._log.warning("sync_failed", key_store=store.name, problem=str(error))
             else:
@@ -469,6 +516,8 @@ class Node:
 
     async def close(self) -> None:
         """The last local copy, then everything is let go."""
+        if self._api is not None:
+            await self._api.close()
         if self._opened:
             await self._write_copy()
             await self._peers.close()

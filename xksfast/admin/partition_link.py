@@ -62,11 +62,12 @@ def partition_target(config: Config, name: str) -> PartitionTarget:
 
 
 class PartitionLink:
-    """One partition and its tool's process, which is started with the first call."""
+    """One partition and its tool's process, which is started with the first call. inherited: descriptors that it shall have."""
 
-    def __init__(self, target: PartitionTarget) -> None:
+    def __init__(self, target: PartitionTarget, *, inherited: tuple[int, ...] = ()) -> None:
         self.name = target.name
         self._target = target
+        self._inherited = inherited
         self._process: subprocess.Popen[bytes] | None = None
         self._asked = ("", 0.0)
         self._failed_open: PartitionFailure | None = None
@@ -91,6 +92,7 @@ class PartitionLink:
                 [sys.executable, "-m", "xksfast", "_partitiontool"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                pass_fds=self._inherited,
                 env={**os.environ, **self._target.environment},
             )
         assert self._process.stdin is not None
@@ -132,6 +134,22 @@ class PartitionLink:
         """Ask for a measurement; take(Measured). A slow token may take several times what it should."""
         timeout_s = OPEN_TIMEOUT_S + 8 * run_s + 1.0 * sessions
         self.post("measure", timeout_s, with_target=True, sessions=sessions, run_s=run_s, health_check_key=health_check_key)
+
+    def post_wrap_data_key(self, *, label: str, context: str, pages_fd: int) -> None:
+        """Ask for the data key in the pages' slot 0 under the token's key; take(bytes). pages_fd: one of those inherited."""
+        self.post("wrap_data_key", OPEN_TIMEOUT_S, with_target=True, label=label, context=context, pages_fd=pages_fd)
+
+    def post_unwrap_data_key(self, *, label: str, context: str, wrapped: bytes, pages_fd: int) -> None:
+        """Ask for the data key, which comes into the pages' slot 0; take(type(None))."""
+        self.post(
+            "unwrap_data_key",
+            OPEN_TIMEOUT_S,
+            with_target=True,
+            label=label,
+            context=context,
+            wrapped=wrapped,
+            pages_fd=pages_fd,
+        )
 
     # --- the calls of an open token: TokenAdmin on the other side
 

@@ -18,8 +18,17 @@ from typing import Any, get_type_hints
 import msgspec
 
 from xksfast.errors import OperatorError
-from xksfast.native.crypto import Secret, harden_process
-from xksfast.native.partition import Measured, Target, TokenAdmin, TokenInfo, describe_token, measure_partition
+from xksfast.native.crypto import Secret, SecretPages, harden_process
+from xksfast.native.partition import (
+    Measured,
+    Target,
+    TokenAdmin,
+    TokenInfo,
+    describe_token,
+    measure_partition,
+    unwrap_data_key,
+    wrap_data_key,
+)
 
 TOKEN_CALLS = (
     "find", "generate", "wrap", "unwrap", "make_receiver", "wrap_for", "unwrap_received", "prove", "check", "rename", "lock_down",
@@ -43,7 +52,10 @@ class PartitionTarget(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """call: "describe", "measure", "open", or a method of TokenAdmin with its arguments. target: for the first three."""
+    """call: "describe", "measure", "wrap_data_key", "unwrap_data_key", "open", or a method of TokenAdmin with its arguments.
+
+    target: for those before TokenAdmin's.
+    """
 
     call: str
     timeout_s: float
@@ -71,6 +83,10 @@ class Tool:
                 return self.describe(target)
             case "measure", PartitionTarget() as target:
                 return self.measure(target, **call.arguments)
+            case "wrap_data_key", PartitionTarget() as target:
+                return self.wrap_data_key(target, **call.arguments)
+            case "unwrap_data_key", PartitionTarget() as target:
+                return self.unwrap_data_key(target, **call.arguments)
             case "open", PartitionTarget() as target:
                 self._token = TokenAdmin(_target(target, login=True))
                 return None
@@ -89,6 +105,17 @@ class Tool:
     def measure(target: PartitionTarget, *, sessions: int, run_s: float, health_check_key: str | None) -> Measured:
         """See xks_p11_measure.h."""
         return measure_partition(_target(target, login=True), sessions=sessions, run_s=run_s, health_check_key=health_check_key)
+
+    @staticmethod
+    def wrap_data_key(target: PartitionTarget, *, label: str, context: str, pages_fd: int) -> bytes:
+        """See xks_p11_master.h. The data key is in slot 0 of the pages, whose descriptor we have inherited."""
+        return wrap_data_key(_target(target, login=True), label, context, SecretPages.open(pages_fd), 0)
+
+    @staticmethod
+    def unwrap_data_key(target: PartitionTarget, *, label: str, context: str, wrapped: str, pages_fd: int) -> None:
+        """The data key comes into slot 0. wrapped: Base64, as it stands in JSON."""
+        blob = msgspec.convert(wrapped, bytes)
+        unwrap_data_key(_target(target, login=True), label, context, blob, SecretPages.share(pages_fd), 0)
 
     def close(self) -> None:
         """Log out."""

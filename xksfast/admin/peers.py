@@ -46,9 +46,7 @@ class HttpPeers:
         """What the database last said. While it is away the nodes that were alive then count as alive: one of them may not be."""
         rows = list(rows)
         newest = max((row.heartbeat_ms for row in rows), default=0)
-        self._rows = {
-            row.name: row for row in rows if row.name != self._node and row.heartbeat_ms >= newest - ALIVE_WITHIN_MS
-        }
+        self._rows = {row.name: row for row in rows if row.name != self._node and row.heartbeat_ms >= newest - ALIVE_WITHIN_MS}
 
     def names(self) -> list[str]:
         """Of the nodes that are alive."""

@@ -176,7 +176,9 @@ class Publisher:
                     worker.awaited.popleft()
                 self._report(message)
             case messages.DeltaRefused():
-                self._log.error("delta_refused", worker=number, seq=message.seq, has_seq=message.has_seq, problem=message.problem)
+                self._log.error(
+                    "delta_refused", worker=number, seq=message.seq, has_seq=message.has_seq, problem=message.problem
+                )
                 worker.awaited.clear()
                 if self._reading is not None:
                     self._give_whole(number)

@@ -37,7 +37,7 @@ class StoreCreate(Request):
     """A new external key store."""
 
     name: Name
-    uri_path_prefix: str = Field("", max_length=117, description='What stands before /kms/xks/v1: "" or "/payments".')
+    uri_path_prefix: str = Field("", max_length=256, description='What stands before /kms/xks/v1: "" or "/payments".')
     region: str = Field(max_length=rules.MAX_REGION_CHARS, description="AWS region; it cannot be changed later.")
     partition_group: str | None = Field(None, description="Where the keys live; or key_source local.")
     key_source: Literal["pkcs11", "local"] | None = None
@@ -60,7 +60,7 @@ class StoreCreate(Request):
 class StoreUpdate(Request):
     """What is to change. Region, key source and partition group never do."""
 
-    uri_path_prefix: str | None = Field(None, max_length=117)
+    uri_path_prefix: str | None = Field(None, max_length=256)
     account: str | None = Field(None, pattern=f"^({rules.ACCOUNT_PATTERN})?$")
     description: Text | None = None
     endpoint: str | None = Field(None, max_length=128)

@@ -8,7 +8,6 @@ again inside it, on the newest state; the first check only spares the work.
 
 from __future__ import annotations
 
-import asyncio
 import secrets as random
 import time
 from collections.abc import Callable, Sequence
@@ -34,10 +33,11 @@ from xksfast.admin.requests import (
 )
 from xksfast.config import Config
 from xksfast.native.crypto import Secret
-from xksfast.state.events import Change, Event
+from xksfast.state.events import Change
 from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, Operator, Stored, key_id
 from xksfast.state.projection import State
-from xksfast.state.sealing import SealedSecret, Sealer
+from xksfast.state.records import SealedSecret
+from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
 from xksfast.toml_reader import nearest
@@ -147,9 +147,7 @@ class Service:
     async def unblock_store(self, actor: Actor, name: str) -> Confirmation:
         """Serve it again."""
         actor.require("operate", name)
-        return await self._blocks.unblock(
-            actor, "key_store", name, lambda state: stores.set_blocked(state, name, False, "")
-        )
+        return await self._blocks.unblock(actor, "key_store", name, lambda state: stores.set_blocked(state, name, False, ""))
 
     def teardown(self, actor: Actor, name: str) -> list[teardown.Obstacle]:
         """What stands in the way of deleting the store, and in which order."""
@@ -171,9 +169,7 @@ class Service:
 
     # --- credentials
 
-    async def rotate_credential(
-        self, actor: Actor, store: str, given: CredentialGiven | None = None
-    ) -> IssuedCredential:
+    async def rotate_credential(self, actor: Actor, store: str, given: CredentialGiven | None = None) -> IssuedCredential:
         """A new credential; those that there are stay until they are removed. given: made elsewhere, its secret is not shown."""
         actor.require("operate", store)
         now = _now()
@@ -240,9 +236,7 @@ class Service:
     ) -> Key:
         """Change what the request names."""
         actor.require("operate", store)
-        await self.commit(
-            actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision))
-        )
+        await self.commit(actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision)))
         return self.key(actor, store, external_key_id)
 
     async def enable_key(self, actor: Actor, store: str, external_key_id: str, enabled: bool) -> Key:
@@ -322,7 +316,7 @@ class Service:
                 return _unconfirmed(await self.unblock_key(actor, store, key))
             case "unblock", False:
                 return _unconfirmed(await self.unblock_store(actor, store))
-            case ("enable" | "disable"), True:
+            case (("enable" | "disable"), True):
                 await self.enable_key(actor, store, key, request.action == "enable")
                 return ""
             case _:
@@ -443,9 +437,7 @@ class Service:
         await self._run(lambda: self._store.transact(actor.origin, plan))
         return True
 
-    def _new_credentials(
-        self, store: str, given: Sequence[CredentialGiven]
-    ) -> tuple[dict[str, str], list[SealedSecret]]:
+    def _new_credentials(self, store: str, given: Sequence[CredentialGiven]) -> tuple[dict[str, str], list[SealedSecret]]:
         """Access key id -> secret, and the secrets sealed; one new credential when none is given."""
         issued: dict[str, str] = {}
         sealed = []

@@ -32,7 +32,9 @@ class TokenSourceKeys:
     async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
         """A trial encrypt and decrypt on each partition. label "": the group's health check key; without one a login has to do."""
         label = label or self._config.partition_groups[group].health_check_key
-        links = [PartitionLink(partition_target(self._config, name)) for name in self._config.partition_groups[group].partitions]
+        links = [
+            PartitionLink(partition_target(self._config, name)) for name in self._config.partition_groups[group].partitions
+        ]
         async with self._lock:
             try:
                 problems = await asyncio.to_thread(_try, links, label, usage)
@@ -71,7 +73,9 @@ def _try(links: list[PartitionLink], label: str, usage: Sequence[str]) -> list[s
 def _try_key(link: PartitionLink, label: str, usage: Sequence[str]) -> None:
     found = link.find(label)
     if len(found) != 1:
-        raise PartitionFailure(link.name, f"{len(found)} secret keys have the label {label!r}" if found else f"there is no key {label!r}")
+        raise PartitionFailure(
+            link.name, f"{len(found)} secret keys have the label {label!r}" if found else f"there is no key {label!r}"
+        )
     (key,) = found
     if "ENCRYPT" in usage and not key.can_encrypt:
         raise PartitionFailure(link.name, f"the key {label!r} has CKA_ENCRYPT = false, but its usage lists ENCRYPT")

@@ -141,9 +141,7 @@ class PartitionGroup:
         self.fleet.update([_member(name, status) for name, status in self.statuses().items()])
 
     @staticmethod
-    def _missing_rights(
-        key: Key, version: KeyVersion, partition: str, can_encrypt: bool, can_decrypt: bool
-    ) -> list[str]:
+    def _missing_rights(key: Key, version: KeyVersion, partition: str, can_encrypt: bool, can_decrypt: bool) -> list[str]:
         missing = []
         for usage, right, allowed in (("ENCRYPT", "CKA_ENCRYPT", can_encrypt), ("DECRYPT", "CKA_DECRYPT", can_decrypt)):
             if usage in key.usage and not allowed:

@@ -2,6 +2,7 @@
 """Wrappers for secrets, SigV4 and AES-GCM. Thin: they own memory and turn a status into an exception.
 
 A newcomer's trap: no function here returns the bytes of a secret. They live in C buffers; Python passes handles and slot numbers.
+The one exception is Secret.reveal, for a secret access key that an operator is shown once, or AWS is given.
 """
 
 from __future__ import annotations
@@ -68,6 +69,45 @@ class Secret:
         check(lib.xks_secret_from_bytes(data, len(data), out), what="secret")
         return cls(out[0])
 
+    @classmethod
+    def key_from_file(cls, path: str | os.PathLike[str], *, group_may_read: bool = False) -> Secret:
+        """A key of 32 bytes, from a file of 32 bytes or 64 hexadecimal digits. group_may_read: for systemd's credentials."""
+        out, error = ffi.new("xks_secret **"), error_buffer()
+        check(lib.xks_secret_key_from_file(os.fsencode(path), group_may_read, out, error), error)
+        return cls(out[0])
+
+    @classmethod
+    def random(cls, length: int = 32) -> Secret:
+        """`length` random bytes."""
+        out = ffi.new("xks_secret **")
+        check(lib.xks_secret_random(length, out), what="random secret")
+        return cls(out[0])
+
+    @classmethod
+    def random_text(cls, characters: int = 43) -> Secret:
+        """A new secret access key of 43 (258 bits) to 64 characters of A-Z a-z 0-9 + /. It may be revealed once."""
+        out = ffi.new("xks_secret **")
+        check(lib.xks_secret_random_text(characters, out), what="secret access key")
+        return cls(out[0])
+
+    @classmethod
+    def blank(cls, length: int) -> tuple[Secret, int]:
+        """`length` zero bytes and their address, for a library that writes a secret itself."""
+        out, room = ffi.new("xks_secret **"), ffi.new("uint8_t **")
+        check(lib.xks_secret_blank(length, out, room), what="secret")
+        return cls(out[0]), _address(room[0])
+
+    def reveal(self) -> str:
+        """The text that random_text or seal_open_text made, once; NativeError ever after and for other secrets."""
+        text, length = ffi.new("char **"), ffi.new("size_t *")
+        check(lib.xks_secret_reveal(self.pointer, text, length), what="only a secret access key is revealed, and once")
+        return str(ffi.string(text[0], length[0]).decode("ascii"))
+
+    def view(self) -> tuple[int, int]:
+        """(address, length) of the bytes, for a library that reads them; valid as long as this object lives."""
+        length = ffi.new("size_t *")
+        return _address(lib.xks_secret_view(self.pointer, length)), int(length[0])
+
 
 class SecretPages:
     """32-byte slots in a memfd, the way keys travel between processes."""
@@ -89,6 +129,13 @@ class SecretPages:
         check(lib.xks_secret_pages_open(fd, out, error), error)
         return cls(out[0], wipe=False)
 
+    @classmethod
+    def share(cls, fd: int) -> SecretPages:
+        """Another process's pages, to read and write; not wiped when freed. The descriptor stays the caller's."""
+        out, error = ffi.new("xks_secret_pages **"), error_buffer()
+        check(lib.xks_secret_pages_share(fd, out, error), error)
+        return cls(out[0], wipe=False)
+
     @property
     def fd(self) -> int:
         """The descriptor to send; closed with this object."""
@@ -102,6 +149,16 @@ class SecretPages:
         if len(data) != lib.XKS_SECRET_SLOT_BYTES:
             raise ValueError("a slot holds 32 bytes")
         check(lib.xks_secret_pages_write(self.pointer, slot, data), what="secret slot")
+
+    def put(self, slot: int, secret: Secret) -> None:
+        """Fill a slot with a secret of 32 bytes."""
+        check(lib.xks_secret_pages_put(self.pointer, slot, secret.pointer), what="secret slot")
+
+    def take(self, slot: int) -> Secret:
+        """What a slot holds; the slot is wiped."""
+        out = ffi.new("xks_secret **")
+        check(lib.xks_secret_pages_take(self.pointer, slot, out), what="secret slot")
+        return Secret(out[0])
 
 
 def derive_signing_key(secret: Secret, day: str, region: str, pages: SecretPages, slot: int) -> None:
@@ -123,6 +180,78 @@ def seal_open(master: Secret, context: str, sealed: bytes, pages: SecretPages, s
     text = context.encode()
     status = lib.xks_seal_open(master.pointer, text, len(text), sealed, len(sealed), pages.pointer, slot)
     check(status, what=f"unsealing {context}")
+
+
+def seal_secret(key: Secret, context: str, secret: Secret) -> bytes:
+    """A secret of 1 to 1024 bytes, sealed under a key of 32 bytes for `context`."""
+    sealed, length, text = _sealed_buffer(), ffi.new("size_t *"), context.encode()
+    status = lib.xks_seal_secret(key.pointer, text, len(text), secret.pointer, sealed, length)
+    check(status, what=f"sealing {context}")
+    return bytes(ffi.buffer(sealed, length[0]))
+
+
+def seal_open_secret(key: Secret, context: str, sealed: bytes) -> Secret:
+    """Unseal what seal_secret or seal_new_key gave; NativeError when key or context differ."""
+    out, text = ffi.new("xks_secret **"), context.encode()
+    status = lib.xks_seal_open_secret(key.pointer, text, len(text), sealed, len(sealed), out)
+    check(status, what=f"unsealing {context}")
+    return Secret(out[0])
+
+
+def seal_open_text(key: Secret, context: str, sealed: bytes) -> Secret:
+    """The same for a secret access key that is to be handed out: it may be revealed once."""
+    out, text = ffi.new("xks_secret **"), context.encode()
+    status = lib.xks_seal_open_text(key.pointer, text, len(text), sealed, len(sealed), out)
+    check(status, what=f"unsealing {context}")
+    return Secret(out[0])
+
+
+def seal_move(old_key: Secret, old_context: str, sealed: bytes, new_key: Secret, new_context: str) -> bytes:
+    """Unseal and seal again, in C."""
+    moved, length, old_text, new_text = _sealed_buffer(), ffi.new("size_t *"), old_context.encode(), new_context.encode()
+    status = lib.xks_seal_move(
+        old_key.pointer, old_text, len(old_text), sealed, len(sealed), new_key.pointer, new_text, len(new_text), moved, length
+    )
+    check(status, what=f"unsealing {old_context}")
+    return bytes(ffi.buffer(moved, length[0]))
+
+
+def seal_derive_signing_keys(
+    key: Secret, context: str, sealed: bytes, days: str, region: str, pages: SecretPages, first_slot: int
+) -> None:
+    """Signing keys of a sealed secret access key. days: "YYYYMMDD" each, joined; the slots follow each other from first_slot."""
+    text, places = context.encode(), days.encode("ascii")
+    day_count, rest = divmod(len(places), 8)
+    if rest:
+        raise ValueError("days are YYYYMMDD each")
+    status = lib.xks_seal_derive_signing_keys(
+        key.pointer, text, len(text), sealed, len(sealed), places, day_count, region.encode("ascii"), len(region), pages.pointer,
+        first_slot,
+    )  # fmt: skip
+    check(status, what=f"unsealing {context}")
+
+
+def _sealed_buffer() -> Any:
+    return ffi.new("uint8_t[]", lib.XKS_SEAL_MAX_BYTES)
+
+
+def mac(key: Secret, label: str, data: bytes) -> bytes:
+    """HMAC-SHA-256 of data under the subkey of `label` (up to 128 bytes): 32 bytes."""
+    out, text = ffi.new("uint8_t[32]"), label.encode()
+    with _Spans(data) as (span,):
+        check(lib.xks_subkey_mac(key.pointer, text, len(text), span, out), what=f"MAC {label!r}")
+    return bytes(ffi.buffer(out))
+
+
+def mac_is_right(key: Secret, label: str, data: bytes, given: bytes) -> bool:
+    """Whether `given` is the MAC of data; in constant time."""
+    text = label.encode()
+    with _Spans(data, given) as (data_span, given_span):
+        status = lib.xks_subkey_check_mac(key.pointer, text, len(text), data_span, given_span)
+    if status == lib.XKS_NOT_AUTHENTIC:
+        return False
+    check(status, what=f"MAC {label!r}")
+    return True
 
 
 class Keyring:

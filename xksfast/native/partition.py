@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrapper for csrc/xks_p11_admin and xks_p11_measure: one token's keys, and its speed. For a tool's own process only.
+"""Wrapper for csrc/xks_p11_admin, xks_p11_measure and xks_p11_master: one token's keys, its speed, and data keys under a master
+key in it. For a tool's own process only.
 
 No key is ever in Python: what passes here are handles, blobs wrapped inside a token, and proofs of a public constant.
 """
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from xksfast.native.crypto import Secret
+from xksfast.native.crypto import Secret, SecretPages
 from xksfast.native.engine import NO_SLOT, Texts
 from xksfast.native.loader import check, error_buffer, ffi, lib
 
@@ -177,6 +178,24 @@ def measure_partition(target: Target, *, sessions: int, run_s: float, health_che
         iv_mode=_text(out.iv_mode),
         message_api=out.message_api,
     )
+
+
+def wrap_data_key(target: Target, label: str, context: str, pages: SecretPages, slot: int) -> bytes:
+    """The 32 bytes of a slot under the token's key of this label."""
+    name, text, error = label.encode(), context.encode(), error_buffer()
+    wrapped, length = ffi.new("uint8_t[]", lib.XKS_WRAPPED_DATA_KEY_MAX_BYTES), ffi.new("size_t *")
+    status = lib.xks_master_wrap(target.pointer, name, len(name), text, len(text), pages.pointer, slot, wrapped, length, error)
+    check(status, error)
+    return bytes(ffi.buffer(wrapped, length[0]))
+
+
+def unwrap_data_key(target: Target, label: str, context: str, wrapped: bytes, pages: SecretPages, slot: int) -> None:
+    """The opposite, into a slot."""
+    name, text, error = label.encode(), context.encode(), error_buffer()
+    status = lib.xks_master_unwrap(
+        target.pointer, name, len(name), text, len(text), wrapped, len(wrapped), pages.pointer, slot, error
+    )
+    check(status, error)
 
 
 class TokenAdmin:

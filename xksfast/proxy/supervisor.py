@@ -50,7 +50,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD_COMMAND = (sys.executable, "-m", "xksfast")
 
 
-
 @dataclass(frozen=True)
 class Bound:
     """What listens where: for KMS, for health checks and for administration; None: nothing does."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, case, delete, select
+from sqlalchemy import Connection, Row, Table, case, delete
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from xksfast.messages import CredentialUse, KeyUse
@@ -23,7 +23,7 @@ from xksfast.state.errors import OutcomeUnknown, StateCorrupt, StateError, State
 from xksfast.state.events import Event, decode_object
 from xksfast.state.migrate import bring_up_to_date
 from xksfast.state.objects import Stored
-from xksfast.state.records import Checkpoint, WrappedDataKey, Idempotency, Loaded, NodeRow, SealedSecret, Use
+from xksfast.state.records import Checkpoint, Idempotency, Loaded, NodeRow, SealedSecret, Use, WrappedDataKey
 from xksfast.state.writer import Writer, replacing
 
 Resealed = tuple[WrappedDataKey, list[SealedSecret], list[Checkpoint]]
@@ -156,7 +156,8 @@ class Database:
             if not self._backend.may_have_committed(error):
                 raise
             raise OutcomeUnknown(
-                f"{self._backend.explain(error)}. Whether the change was made is not known: look before trying again", transaction
+                f"{self._backend.explain(error)}. Whether the change was made is not known: look before trying again",
+                transaction,
             ) from None
 
     # --- secrets
@@ -213,9 +214,7 @@ class Database:
         latest: dict[tuple[str, str], int] = {}
         for use in credentials:
             latest[use.store, use.access_key_id] = max(use.last_used, latest.get((use.store, use.access_key_id), 0))
-        uses = [
-            {"store": store, "access_key_id": id_, "last_used": at} for (store, id_), at in sorted(latest.items())
-        ]
+        uses = [{"store": store, "access_key_id": id_, "last_used": at} for (store, id_), at in sorted(latest.items())]
         with self._changing() as connection:
             if counts:
                 connection.execute(self._adding(schema.key_use, "encryptions", later=False), counts)

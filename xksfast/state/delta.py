@@ -30,9 +30,7 @@ Days = tuple[str, str, str]
 class SecretSource(Protocol):
     """Where secrets are opened. Both raise OperatorError, which says what to do."""
 
-    def derive_signing_keys(
-        self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int
-    ) -> None:
+    def derive_signing_keys(self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int) -> None:
         """The SigV4 signing key of each day into the slots from first_slot on."""
 
     def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:

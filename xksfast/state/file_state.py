@@ -35,9 +35,7 @@ def state_of_file(document: StoreFile, seq: int) -> State:
         )
         for credential in entry.credentials:
             objects.append(
-                Credential(
-                    store=name, access_key_id=credential.access_key_id, secret_id=credential.secret_access_key_file
-                )
+                Credential(store=name, access_key_id=credential.access_key_id, secret_id=credential.secret_access_key_file)
             )
         for external_key_id, key in entry.keys.items():
             source = SourceKey(place=place, label=key.label, secret_id=key.label if entry.is_local else "", ready=True)

@@ -21,7 +21,7 @@ from xksfast.errors import OperatorError
 from xksfast.state.events import decode_object, encode_object
 from xksfast.state.objects import Stored
 from xksfast.state.projection import State
-from xksfast.state.records import DataKey, SealedSecret
+from xksfast.state.records import SealedSecret, WrappedDataKey
 from xksfast.state.sealing import Sealer
 
 FORMAT = 1
@@ -34,7 +34,7 @@ class LocalCopy:
 
     seq: int
     head: bytes
-    data_keys: list[DataKey]
+    data_keys: list[WrappedDataKey]
     objects: list[tuple[Stored, int]]
     secrets: list[SealedSecret]
 
@@ -43,7 +43,7 @@ class _Header(msgspec.Struct, frozen=True):
     format: int
     seq: int
     head: bytes
-    data_keys: list[DataKey]
+    data_keys: list[WrappedDataKey]
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -54,7 +54,9 @@ class _Line(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
-def write_copy(path: Path, state: State, data_keys: Iterable[DataKey], secrets: Iterable[SealedSecret], sealer: Sealer) -> None:
+def write_copy(
+    path: Path, state: State, data_keys: Iterable[WrappedDataKey], secrets: Iterable[SealedSecret], sealer: Sealer
+) -> None:
     """On disk when this returns. OSError."""
     encode = msgspec.json.encode
     digest = hashlib.sha256()

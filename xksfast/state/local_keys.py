@@ -79,7 +79,7 @@ class LocalKeyFiles:
                 "(openssl rand -hex 32)"
             )
         if self._master is None:
-            self._master = Secret.from_file(self._master_key_file)
+            self._master = Secret.key_from_file(self._master_key_file)
         return self._master
 
 

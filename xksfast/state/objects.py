@@ -206,9 +206,7 @@ class Operator(Stored, frozen=True):
         return self.name
 
 
-KINDS: dict[str, type[Stored]] = {
-    kind.kind: kind for kind in (KeyStore, Credential, SourceKey, Key, AwsConnection, Operator)
-}
+KINDS: dict[str, type[Stored]] = {kind.kind: kind for kind in (KeyStore, Credential, SourceKey, Key, AwsConnection, Operator)}
 
 
 def credential_id(store: str, access_key_id: str) -> str:

@@ -106,7 +106,9 @@ class PostgresBackend(Backend):
     def _connect(self) -> PatientConnection:
         if time.monotonic() - self._silent_at < 0.5:  # it let us wait just now: once is enough
             raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
-        connection = PatientConnection.connect(prepare_threshold=None, **self._parameters)  # a prepared plan may outlive a migration
+        connection = PatientConnection.connect(
+            prepare_threshold=None, **self._parameters
+        )  # a prepared plan may outlive a migration
         connection.on_silence = self._note_silence
         try:
             encoding = connection.info.parameter_status("server_encoding")
@@ -163,7 +165,9 @@ class PostgresBackend(Backend):
                 "if it stays so, look for its session in pg_locks (locktype advisory)"
             )
         if code == "57014":
-            return StateUnavailable(f"{where} is too slow: it needed more than {PATIENCE_S:g} s for a statement. Look at its load")
+            return StateUnavailable(
+                f"{where} is too slow: it needed more than {PATIENCE_S:g} s for a statement. Look at its load"
+            )
         if code == "53100":
             return StateFull(f"{where} has no room on its disk: nothing was changed. Make room on the server and try again")
         if code == "25006" or (not code and "read-only" in says):

@@ -65,5 +65,7 @@ class SecretRows:
         """OperatorError when it is not there."""
         row = self._rows.get(secret_id)
         if row is None:
-            raise OperatorError(f"its secret {secret_id!r} is not in the state: restore the state from a backup, or make it anew")
+            raise OperatorError(
+                f"its secret {secret_id!r} is not in the state: restore the state from a backup, or make it anew"
+            )
         return row

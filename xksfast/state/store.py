@@ -19,7 +19,7 @@ from xksfast.state.database import Database
 from xksfast.state.errors import OutcomeUnknown, StateCorrupt, StateError, StateTooNew, StateUnavailable, StateWentBack
 from xksfast.state.events import Change, Event, Origin, event_hash
 from xksfast.state.projection import State
-from xksfast.state.records import Idempotency, SealedSecret
+from xksfast.state.records import Idempotency, Loaded, SealedSecret
 from xksfast.state.writer import Writer
 
 
@@ -73,6 +73,18 @@ class StateStore:
             state.load(loaded.objects, loaded.seq, loaded.head)
             with self._state_lock:
                 self._state = state
+
+    def adopt(self, loaded: Loaded) -> None:
+        """Serve what a local copy says, while the database is away; what the database says then must go on from it."""
+        state = State()
+        state.load(loaded.objects, loaded.seq, loaded.head)
+        with self._state_lock:
+            self._state = state
+
+    def connect(self, database: Database) -> None:
+        """The database is there now."""
+        with self._in_turn:
+            self._database = database
 
     @contextmanager
     def reading(self) -> Iterator[State]:
@@ -131,7 +143,9 @@ class StateStore:
             if change.before is None and change.after is None:
                 raise ValueError(f"{change.action} on {change.kind} {change.id!r}: nothing becomes nothing")
             if change.after is not None and (change.after.kind, change.after.id) != named:
-                raise ValueError(f"{change.action} on {change.kind} {change.id!r} makes it a {change.after.kind} {change.after.id!r}")
+                raise ValueError(
+                    f"{change.action} on {change.kind} {change.id!r} makes it a {change.after.kind} {change.after.id!r}"
+                )
             now[named] = _GONE if change.after is None else change.after
 
     def _find_out(self, unknown: OutcomeUnknown, transaction: str) -> None:

@@ -17,6 +17,7 @@ from xksfast.model import AadScheme, KeyUsage
 from xksfast.state import rules
 from xksfast.toml_reader import Problems, join, nearest, read_toml, to_struct
 
+
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the file's tables."""
 
@@ -120,7 +121,9 @@ def _check_source(key: str, store: StoreEntry, config: Config, problems: Problem
 
 def _check_credentials(key: str, store: StoreEntry, problems: Problems) -> None:
     if not 1 <= len(store.credentials) <= rules.MAX_CREDENTIALS:
-        problems.add(f"{key}.credentials", f"a key store has 1 to {rules.MAX_CREDENTIALS} credentials, not {len(store.credentials)}")
+        problems.add(
+            f"{key}.credentials", f"a key store has 1 to {rules.MAX_CREDENTIALS} credentials, not {len(store.credentials)}"
+        )
     seen = set()
     for i, credential in enumerate(store.credentials):
         where = f"{key}.credentials[{i}].access_key_id"

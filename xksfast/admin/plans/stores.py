@@ -138,7 +138,9 @@ def _check(state: State, store: KeyStore) -> None:
 def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
     """What is known of the custom key store in AWS. Once linked a store stays so, until AWS has deleted it."""
     store = find_store(state, name)
-    action = "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
+    action = (
+        "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
+    )
     return changed(action, store, replace(store, link=link))
 
 

@@ -46,7 +46,9 @@ def obstacles(state: State, name: str) -> list[Obstacle]:
         )  # fmt: skip
     if keys:
         found.append(
-            Obstacle(f"{len(keys)} keys are there", f"xksfast key delete {name} {_each(keys[0].external_key_id, keys)}", len(keys))
+            Obstacle(
+                f"{len(keys)} keys are there", f"xksfast key delete {name} {_each(keys[0].external_key_id, keys)}", len(keys)
+            )
         )
     if store.link is not None:
         if store.link.connection_state not in ("DISCONNECTED", ""):
