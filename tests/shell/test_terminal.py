@@ -70,9 +70,19 @@ def test_colours_unless_they_are_not_wanted(rig: Rig, wanted: bool) -> None:
     )
 
 
+LOOK = """
+import sys
+sys.argv = ["xksfast", "--help"]
+from xksfast import cli
+try:
+    cli.main()
+except SystemExit:
+    pass
+print(sorted({"httpx", "fastapi", "uvicorn", "sqlalchemy", "boto3", "xksfast.shell.stores"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
 def test_help_does_not_bring_what_commands_need() -> None:
-    code = "import sys; sys.argv = ['xksfast', '--help']\nfrom xksfast import cli\ntry:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-    code += "print(sorted({'httpx', 'fastapi', 'uvicorn', 'sqlalchemy', 'boto3', 'xksfast.shell.stores'} & set(sys.modules)), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.splitlines()[-1] == "[]"
     assert "store" in done.stdout

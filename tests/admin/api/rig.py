@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The administration of one node, real but for workers and tokens: SQLite, sealing, the service, and a TLS listener in a thread of its own."""
+"""The administration of one node, real but for workers and tokens: SQLite, sealing, the service, a TLS listener. In its own thread."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from xksfast.state.master_key import configured_master_key
-from xksfast.state.sealing import Sealer
 
 from xksfast.admin.actors import new_token, system_actor
 from xksfast.admin.api.app import prepared_app
@@ -36,11 +34,14 @@ from xksfast.config import State as StateConfig
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.proxy.listener import bind
+from xksfast.state.chain import CHECKPOINT_LABEL
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.events import Change, Event
+from xksfast.state.master_key import configured_master_key
 from xksfast.state.objects import Operator
 from xksfast.state.projection import State
+from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
 
@@ -154,7 +155,7 @@ class Rig:
             lambda: self.database,
             self._run,
             open_another=lambda: Database.open(state.url),
-            is_mac=lambda data, mac: self.sealer.verify_mac("checkpoint", data, mac),
+            is_mac=lambda data, mac: self.sealer.verify_mac(CHECKPOINT_LABEL, data, mac),
             seq=lambda: self.store.seq,
         )
         self.parts = Parts(
