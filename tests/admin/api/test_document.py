@@ -18,7 +18,7 @@ from tests.admin.api.test_authentication import LINKING
 from tests.admin.api.test_stores import new_store
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 8  # of each kind for each operation
+EXAMPLES = 4  # of each kind for each operation
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def test_every_answer_is_as_described(rig: Rig, document: Any, mode: GenerationM
                 problem = json.loads(response.content)
                 assert problem["detail"]
                 assert problem["rule"]
-            tried.add((operation.method.upper(), operation.path))
 
         try:
             tries()
+            tried.add((operation.method, operation.path))
         except schemathesis.errors.InvalidSchema:  # nothing about it can be wrong
             assert mode is GenerationMode.NEGATIVE
     assert len(tried) >= 20

@@ -40,7 +40,7 @@ _DESCRIPTION = """\
 Administration of an xksfast proxy. Send the token of an operator as `Authorization: Bearer xkt_…`.
 
 Every refusal is `application/problem+json`: `rule` is stable, `field` names the member at fault, `next` says what to do. Objects have
-an `ETag`, and changes take `If-Match`. A POST that makes or changes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
+an `ETag`, and changes take `If-Match`. A POST that makes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
 `cursor`, and a `Link` header. Answers that show a secret must not be kept by anything on their way: it is shown this once.
 """
 _NOUNS = (stores, credentials, keys, links, bulk, operators, connections, nodes, events, apply, peers)

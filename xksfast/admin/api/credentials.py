@@ -8,13 +8,11 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, RepeatableRoute, answer, gone
+from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, answer, gone
 from xksfast.admin.api.views import CredentialView, IssuedView, Page, credential_view, issued_view
 from xksfast.admin.requests import CredentialGiven
 
-router = APIRouter(
-    prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=RepeatableRoute, dependencies=[BEARER]
-)
+router = APIRouter(prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.post(

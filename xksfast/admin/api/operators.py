@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, RepeatableRoute, answer, gone
+from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, answer, gone
 from xksfast.admin.api.views import OperatorCreated, OperatorView, Page, WhoAmI, operator_view
 from xksfast.admin.refusals import no_such
 from xksfast.admin.requests import OperatorCreate
 from xksfast.toml_reader import nearest
 
-router = APIRouter(tags=["operators"], route_class=RepeatableRoute, dependencies=[BEARER])
+router = APIRouter(tags=["operators"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.get("/v1/whoami", response_model=WhoAmI, summary="Whose token this is", responses=documented())
