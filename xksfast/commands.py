@@ -106,7 +106,9 @@ def dev(
     ] = None,
     http: Annotated[str, typer.Option(help="Plain HTTP address.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="HTTPS address.")] = "127.0.0.1:8443",
-    admin: Annotated[str, typer.Option(help="Administration address (HTTPS).")] = "127.0.0.1:8444",
+    admin: Annotated[
+        str | None, typer.Option(help="Administration address (HTTPS). Default: 127.0.0.1:8444, or a free port.")
+    ] = None,
     health: Annotated[
         str | None,
         typer.Option(help="Health listener, for xksfast status; empty: none. Default: 127.0.0.1:8081, or a free port."),
@@ -120,6 +122,7 @@ def dev(
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))
     health = development.default_health() if health is None else health
+    admin = admin or development.default_admin()
     try:
         setup = development.make_setup(
             directory, http=http, tls=tls, admin=admin, health=health, key_source=key_source, workers=workers
