@@ -307,8 +307,12 @@ def test_nothing_is_overwritten(tmp_path: Path, there: str) -> None:
     assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == [file]
 
 
-@settings(max_examples=50)
+@pytest.fixture(scope="module")
+def quoted_plan(tmp_path_factory: pytest.TempPathFactory) -> SamplePlan:
+    return read(tmp_path_factory.mktemp("quoted"))
+
+
+@settings(max_examples=50, deadline=None)
 @given(label=st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20))
-def test_any_text_is_quoted_for_toml(tmp_path_factory: pytest.TempPathFactory, label: str) -> None:
-    plan = read(tmp_path_factory.mktemp("quoted"))
-    assert tomllib.loads(render_config(plan, token_label=label))["partitions"]["p0"]["token_label"] == label
+def test_any_text_is_quoted_for_toml(quoted_plan: SamplePlan, label: str) -> None:
+    assert tomllib.loads(render_config(quoted_plan, token_label=label))["partitions"]["p0"]["token_label"] == label

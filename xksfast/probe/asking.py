@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import ssl
 import time
 import uuid
@@ -29,16 +30,21 @@ AAD = b"project=nile,department=marketing"
 THROTTLED_TRIES = 4
 THROTTLED_WAIT_S = 0.25
 PLAIN = Signing()
+_REQUEST_ID = re.compile(rb'"kmsRequestId": ?"([0-9a-f-]{36})"')
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call as it is reported. answer: None when none came; problem then says what happened instead."""
+    """One call as it is reported. answer: None when none came; problem then says what happened instead.
+
+    kms_request_id: by which the proxy's log knows it; "" when none was sent.
+    """
 
     case: str
     label: str
     answer: Answer | None
     problem: str = ""
+    kms_request_id: str = ""
 
     @property
     def ms(self) -> float:
@@ -223,11 +229,11 @@ class Asking:
                         raise
         except Exception as error:
             self.close()
-            self.record(label, None, str(error))
+            self.record(label, data, None, str(error))
             raise
         if answer.closes or head_only:
             self.close()
-        self.record(label, answer)
+        self.record(label, data, answer)
         return answer
 
     def on(self, connection: Connection, data: bytes, *, label: str) -> Answer:
@@ -235,14 +241,16 @@ class Asking:
         try:
             answer = connection.call(data)
         except Exception as error:
-            self.record(label, None, str(error))
+            self.record(label, data, None, str(error))
             raise
-        self.record(label, answer)
+        self.record(label, data, answer)
         return answer
 
-    def record(self, label: str, answer: Answer | None, problem: str = "") -> None:
+    def record(self, label: str, data: bytes, answer: Answer | None, problem: str = "") -> None:
         """Note a call for the report, and for the cases that look at all answers."""
-        self.history.append(Call(self.case.name if self.case else "", label, answer, problem))
+        found = _REQUEST_ID.search(data)
+        request_id = found[1].decode() if found else ""
+        self.history.append(Call(self.case.name if self.case else "", label, answer, problem, request_id))
 
     # --- expectations
 

@@ -24,6 +24,7 @@ STYLES = {
     Verdict.NOT_TRIED: "dim",
 }
 SHOWN_PROBLEMS = 6
+SHOWN_NAMES = 8
 HEADLINES = {0: "all right", 1: "WRONG", 4: "right, but TOO SLOW"}
 
 
@@ -59,9 +60,10 @@ def _case_document(result: Result) -> dict[str, Any]:
 
 def _call_document(call: Call) -> dict[str, Any]:
     answer = call.answer
+    document: dict[str, Any] = {"what": call.label, "kms_request_id": call.kms_request_id}
     if answer is None:
-        return {"what": call.label, "status": None, "problem": call.problem}
-    document: dict[str, Any] = {"what": call.label, "status": answer.status, "ms": round(answer.ms, 3)}
+        return {**document, "status": None, "problem": call.problem}
+    document |= {"status": answer.status, "ms": round(answer.ms, 3)}
     if answer.error_name:
         document["error"] = answer.error_name
     if answer.connect_ms is not None and answer.tls_ms is not None:
@@ -121,7 +123,8 @@ def view(report: Report, *, calls: bool = False) -> RenderableType:
     if idle:
         parts.append(Text(""))
     for reason, names in idle.items():
-        parts.append(Text(f"not tried, {reason}: {', '.join(names)}", style="dim"))
+        shown = ", ".join(names) if len(names) <= SHOWN_NAMES else f"{len(names)} cases"
+        parts.append(Text(f"not tried, {reason}: {shown}", style="dim"))
     if calls:
         parts += [Text(""), _calls(report)]
     return Group(*parts)
@@ -183,6 +186,7 @@ def _calls(report: Report) -> RenderableType:
         table.add_column(column, no_wrap=True)
     for column in ("ms", "connect ms", "tls ms"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("kmsRequestId", no_wrap=True)
     for result in report.results:
         for call in result.calls:
             answer = call.answer
@@ -194,5 +198,6 @@ def _calls(report: Report) -> RenderableType:
                 Text(f"{call.ms:.2f}" if answer is not None else "", style=slow),
                 "" if answer is None or answer.connect_ms is None else f"{answer.connect_ms:.2f}",
                 "" if answer is None or answer.tls_ms is None else f"{answer.tls_ms:.2f}",
+                call.kms_request_id,
             )
     return table

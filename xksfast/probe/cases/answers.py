@@ -12,14 +12,21 @@ from collections import Counter
 from xksfast.errors import MAX_ERROR_MESSAGE_CHARS, XksErrorName
 from xksfast.probe.asking import Asking, Call
 from xksfast.probe.case import CannotTell, case
+from xksfast.probe.cases.reach import REACHED
 from xksfast.probe.client import Answer
 
 HTTP_ONLY = (405, 408, 411, 413, 414, 415, 417, 426, 431, 505)  # refusals of HTTP itself, which the API does not name
+NOT_OF_THE_API = (
+    "http.get",
+    "http.other-methods",
+    "http.malformed",
+    "http.large-body",
+)  # the bodies of these are nobody's rule
 STATUS_OF = {name.error_name: name.http_status for name in XksErrorName}
 
 
 def _answered(asking: Asking) -> list[tuple[Call, Answer]]:
-    found = [(call, call.answer) for call in asking.history if call.answer is not None and not call.label.startswith("HEAD")]
+    found = [(call, call.answer) for call in asking.history if call.answer is not None and call.case not in NOT_OF_THE_API]
     if not found:
         raise CannotTell("no answers to look at")
     return found
@@ -34,8 +41,8 @@ def _report(asking: Asking, wrong: Counter[str]) -> None:
     "answers.content-type", 1,
     says="Every answer has Content-Type application/json.",
     why="The API asks for it; KMS may refuse to read anything else.",
-    do="Set it on errors too, including those of the HTTP server and the load balancer.",
-    after="", timed=False,
+    do="Set it on errors too, including those of the web framework and the load balancer.",
+    after=REACHED, timed=False,
 )  # fmt: skip
 def content_type(asking: Asking) -> None:
     wrong: Counter[str] = Counter()
@@ -50,8 +57,8 @@ def content_type(asking: Asking) -> None:
     "answers.json", 1, 103,
     says="Every answer has a body that is one JSON object.",
     why="Of an answer without it KMS knows no more than that it cannot interpret it.",
-    do="Give the HTTP server's and the load balancer's own error pages a JSON body.",
-    after="", timed=False,
+    do="Give the web framework's and the load balancer's own error pages a JSON body.",
+    after=REACHED, timed=False,
 )  # fmt: skip
 def json_object(asking: Asking) -> None:
     _report(asking, Counter(f"{call.label}, {answer.status}" for call, answer in _answered(asking) if answer.document is None))
@@ -62,7 +69,7 @@ def json_object(asking: Asking) -> None:
     says="The JSON of every answer is one line.",
     why="AWS's own test client reads the last line only.",
     do="Send compact JSON.",
-    after="", timed=False,
+    after=REACHED, timed=False,
 )  # fmt: skip
 def one_line(asking: Asking) -> None:
     lines = Counter(f"{call.label}, {answer.status}" for call, answer in _answered(asking) if b"\n" in answer.body.strip())
@@ -74,7 +81,7 @@ def one_line(asking: Asking) -> None:
     says="Every refusal has an errorName of the API, with the HTTP status that belongs to it.",
     why="KMS maps both to what its caller sees, and to whether it tries again.",
     do="Use the twelve names and their statuses.",
-    after="", timed=False,
+    after=REACHED, timed=False,
 )  # fmt: skip
 def error_names(asking: Asking) -> None:
     wrong: Counter[str] = Counter()
@@ -96,7 +103,7 @@ def error_names(asking: Asking) -> None:
     says="errorMessage, where there is one, has under 512 printable ASCII characters and repeats nothing that was to be encrypted.",
     why="KMS writes it to the CloudWatch log of the calling account.",
     do="Say which rule was broken, never a value.",
-    after="", timed=False,
+    after=REACHED, timed=False,
 )  # fmt: skip
 def error_messages(asking: Asking) -> None:
     wrong: Counter[str] = Counter()

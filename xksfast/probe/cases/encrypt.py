@@ -23,7 +23,7 @@ UNIQUE_CALLS = 100
     "encrypt.round-trip", 14, 54, 82, 61,
     says="What Encrypt gives, Decrypt turns back into the same plaintext, with and without additional authenticated data.",
     why="This is what KMS keys are for: data that does not come back is lost.",
-    do="Look into the proxy's log for the kmsRequestId of the call.",
+    do="With 404, check --key; otherwise find the call's kmsRequestId (--calls, --json) in the proxy's log.",
     needs=(KEY,),
 )  # fmt: skip
 def round_trip(asking: Asking) -> None:

@@ -16,7 +16,8 @@ STATES = ("ACTIVE", "DEGRADED", "UNAVAILABLE")
     "health.answers", 14, 15, 17, 18, 118,
     says="A signed health request is answered with 200 and a JSON object.",
     why="Nothing else can be judged without it, and KMS creates and connects no key store.",
-    do="With 401, check access key id, secret, region and clock; with 404, the path prefix; with 503 or 500, the key manager.",
+    do="With 401, check access key id, secret, region and clock; with 404, the path prefix; with 500 or 503, the key manager. "
+    "When the connection ends without an answer, a client certificate may be wanted: --client-certificate.",
     after=REACHED,
 )  # fmt: skip
 def answers(asking: Asking) -> None:

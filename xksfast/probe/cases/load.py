@@ -170,7 +170,7 @@ def send_at_once(asking: Asking, requests: list[bytes]) -> list[Answer | None]:
                     answer = parsed[0]
                     ms = (time.perf_counter() - begun[i]) * 1000
                     answers[i] = Answer(answer.status, answer.headers, answer.body, answer.interim, ms)
-                    asking.record("encrypt", answers[i])
+                    asking.record("encrypt", requests[i], answers[i])
                 if parsed is not None or eof:
                     selector.unregister(key.fileobj)
     return answers
