@@ -122,6 +122,18 @@ FOUND_BY = {
 }
 
 
+# ways of being different that are no wrongness
+EXTRA = (
+    "no metadata",
+    "16-byte IV",
+    "takes more",
+    "refuses an empty plaintext",
+    "tells an empty AAD apart",
+    "no Expect",
+    "policy on operations",
+)
+
+
 class Refused(Exception):
     """An error of the API: its name, or another one with another status."""
 
@@ -145,7 +157,7 @@ class AnyProxy:
     """wrong: switches that are on. quota: requests that are served before all are throttled; 0: any number."""
 
     def __init__(self, *wrong: str, quota: int = 0) -> None:
-        assert set(wrong) <= set(FOUND_BY) | EXTRA, wrong
+        assert set(wrong) <= set(FOUND_BY) | set(EXTRA), wrong
         self.wrong = set(wrong)
         self.quota = quota
         self.secrets = {name: AESGCM.generate_key(256) for name in KEYS}
@@ -188,10 +200,14 @@ class AnyProxy:
         try:
             method, path, headers = self._parse(head)
             length = int(headers.get("content-length", "0").lstrip("+"))
-            if length > (1 << 24 if self.is_("reads all") or self.is_("AAD of any length") else 65536):
+            roomy = any(self.is_(switch) for switch in ("reads all", "AAD of any length", "takes more"))
+            if length > (1 << 24 if self.is_("reads all") else 1 << 20 if roomy else 65536):
                 raise Refused("ValidationException", 413)
         except Refused as refused:
             await self._write(writer, refused.status, {"errorName": refused.name})
+            return False
+        if headers.get("expect") == "100-continue" and self.is_("no Expect"):
+            await self._write(writer, 417, {"errorName": "ValidationException"})
             return False
         if headers.get("expect") == "100-continue" and not self.is_("no continue"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -391,6 +407,8 @@ class AnyProxy:
         if self.is_("no old members") and operation == "metadata" and "kmsKeyArn" in metadata:
             raise refused
         operations = ("KmsHealthCheck", "CreateKey", "Encrypt", "Decrypt", "GenerateDataKey")
+        if self.is_("policy on operations") and metadata["kmsOperation"] == "SomethingNew" and operation != "health":
+            raise Refused("AccessDeniedException")
         if self.is_("known operations") and metadata["kmsOperation"] not in operations:
             raise refused
         if self.is_("ARNs only") and not metadata.get("awsPrincipalArn", "arn:").startswith("arn:"):
@@ -438,6 +456,12 @@ class AnyProxy:
             raise Refused("ValidationException")
         return data
 
+    def _aad(self, document: dict[str, Any]) -> bytes:
+        aad = self._bytes(document, "additionalAuthenticatedData")
+        if aad == b"" and self.is_("tells an empty AAD apart"):
+            return b"empty"
+        return aad or b""
+
     def _compose(self, aad: bytes, metadata: bytes) -> bytes:
         if self.is_("AAD and metadata joined"):
             return aad + metadata
@@ -452,23 +476,25 @@ class AnyProxy:
         switches = {"k-decrypt": "decrypt-only encrypts", "k-none": "no usage encrypts"}
         if forbidden and not self.is_(switches.get(key, "encrypt-only decrypts")):
             raise Refused("InvalidKeyUsageException")
-        plaintext, aad = self._bytes(document, "plaintext"), self._bytes(document, "additionalAuthenticatedData") or b""
+        plaintext, aad = self._bytes(document, "plaintext"), self._aad(document)
         assert plaintext is not None
         if not plaintext and self.is_("empty plaintext fails"):
             raise RuntimeError("empty")
-        if len(plaintext) > (4096 if self.is_("4096 bytes") else 4300):
+        if not plaintext and self.is_("refuses an empty plaintext"):
+            raise Refused("ValidationException")
+        if len(plaintext) > (4096 if self.is_("4096 bytes") else 16384 if self.is_("takes more") else 4300):
             raise Refused("UnsupportedOperationException")
         if self.is_("AAD cut"):
             aad = aad[:8192]
-        most = 4096 if self.is_("short AAD") else 8192
+        most = 4096 if self.is_("short AAD") else 65535 if self.is_("takes more") else 8192
         if len(aad) > most and not self.is_("AAD of any length"):
             raise Refused("UnsupportedOperationException")
-        metadata = b"v=1"
+        metadata = b"" if self.is_("no metadata") else b"v=1"
         if self.is_("long metadata"):
             metadata = bytes(21)
         if self.is_("plaintext in metadata"):
             metadata = plaintext
-        iv = bytes(12) if self.is_("fixed IV") else os.urandom(12)
+        iv = bytes(12) if self.is_("fixed IV") else os.urandom(16 if self.is_("16-byte IV") else 12)
         secret = self.secrets["k-default" if self.is_("one key for all") else key]
         sealed = AESGCM(secret).encrypt(iv, plaintext, self._compose(aad, metadata) if len(metadata) < 256 else b"")
         ciphertext, tag = sealed[:-16], sealed[-16:]
@@ -479,8 +505,9 @@ class AnyProxy:
             "ciphertext": b64(sealed if self.is_("tag on ciphertext") else ciphertext),
             "initializationVector": b64(iv),
             "authenticationTag": b64(tag),
-            "ciphertextMetadata": b64(metadata),
         }
+        if metadata:
+            answer["ciphertextMetadata"] = b64(metadata)
         if cdiv and not self.is_("no integrity value"):
             parts = [aad, metadata, iv, ciphertext, tag]
             if self.is_("integrity value with lengths"):
@@ -493,7 +520,7 @@ class AnyProxy:
             raise Refused("InvalidKeyUsageException")
         names = {"ciphertext": "ciphertext", "iv": "initializationVector", "tag": "authenticationTag"}
         given = {name: self._bytes(document, member) for name, member in names.items()}
-        given["aad"] = self._bytes(document, "additionalAuthenticatedData") or b""
+        given["aad"] = self._aad(document)
         given["metadata"] = self._bytes(document, "ciphertextMetadata") or b""
         for name in ("ciphertext", "iv", "tag", "aad", "metadata"):
             if self.is_(f"{name} unchecked"):
@@ -530,9 +557,6 @@ class AnyProxy:
     @property
     def _metadata_of_any_length(self) -> bool:
         return self.is_("long metadata") or self.is_("plaintext in metadata")
-
-
-EXTRA: set[str] = set()  # switches that no case calls wrong
 
 
 @contextlib.contextmanager

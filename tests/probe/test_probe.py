@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.fix_proxy import RunningProxy
-from tests.probe.any_proxy import CREDENTIALS, FOREIGN, FOUND_BY, PREFIX, REGION, AnyProxy, serving
+from tests.probe.any_proxy import CREDENTIALS, EXTRA, FOREIGN, FOUND_BY, PREFIX, REGION, AnyProxy, serving
 from tests.setups import ACCESS_KEY_IDS, Setup
 from tests.setups import REGION as SETUP_REGION
 from xksfast import cli
@@ -66,6 +66,15 @@ def test_a_right_proxy_gives_no_alarm() -> None:
     assert {r.case.name for r in report.results if r.verdict is Verdict.CANNOT_TELL} <= {"reach.kms-address", "load.distance"}
     untried = {r.case.name for r in report.results if r.verdict is Verdict.NOT_TRIED}
     assert untried == {name for name, case in CASES.items() if case.area == "tls"} | {"load.quota"}
+
+
+@pytest.mark.parametrize("difference", EXTRA)
+def test_a_proxy_that_is_right_in_another_way_gives_no_alarm(difference: str) -> None:
+    with serving(AnyProxy(difference)) as port:
+        report = run(target(port), ("encrypt", "decrypt", "bodies", "http", "answers"))
+    assert bad(report) == {}
+    doubted = {"tells an empty AAD apart": {"encrypt.empty-aad"}, "no Expect": {"http.expect-continue"}}
+    assert {r.case.name for r in report.results if r.verdict is Verdict.CANNOT_TELL} == doubted.get(difference, set())
 
 
 class Done(NamedTuple):
