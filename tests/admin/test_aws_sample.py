@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.setups import toml
-from xksfast.admin.aws_sample import SamplePlan, read_sample
+from xksfast.admin.aws_sample import read_sample
 from xksfast.admin.aws_sample_files import render_config, render_stores, write_files
+from xksfast.admin.aws_sample_plan import SamplePlan
 from xksfast.config import load_config
 from xksfast.errors import OperatorError
 from xksfast.state.store_file import StoreEntry, load_store_file
@@ -188,6 +189,7 @@ STORE = ("external_key_stores", 1)
         (assign("security", "is_tls_enabled", value=False), "security.is_mtls_enabled"),
         (assign("pkcs11"), "pkcs11: is missing"),
         (assign("pkcs11", "user_pin"), "pkcs11.user_pin: is missing"),
+        (assign("pkcs11", "user_pin", value=""), "pkcs11.user_pin: is empty"),
         (assign("pkcs11", "session_pool_max_size", value=0), "session_pool_max_size"),
         (assign("pkcs11_logger"), "does not say for which library"),
         (assign("pkcs11_logger", "PKCS11_LOGGER_LIBRARY_PATH", value=""), "is empty"),
@@ -241,6 +243,13 @@ def test_what_an_operator_must_do_is_said(tmp_path: Path) -> None:
     assert plan.pkcs11.sessions == 256
     assert plan.server.certificate == ""
     assert "tls.tls_cert_pem" in found(plan, "note")
+
+
+@pytest.mark.parametrize("name", ["", "cks.kms.us-east-2.amazonaws.com", "us-east-1.alpha.cks.kms.aws.internal.amazonaws.com"])
+def test_a_client_name_is_always_demanded(tmp_path: Path, name: str) -> None:
+    plan = read(tmp_path, assign("tls", "mtls_client_dns_name", value=name))
+    assert plan.server.client_name == (name or "cks.kms.us-east-2.amazonaws.com")
+    assert plan.server.client_name in found(plan, "to do")["tls.mtls_client_dns_name"]
 
 
 def test_names_of_stores_are_unique(tmp_path: Path) -> None:

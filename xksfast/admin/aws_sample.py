@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the settings.toml of AWS's sample proxy (aws-samples/aws-kms-xks-proxy) into a checked plan: what it served, from where.
 
-What lives here: reading and judging. What must not: writing (aws_sample_files.py) and any change of our state. Every name in the
+What lives here: reading and judging. What must not: writing (aws_sample_files.py), and any change of our state. Every name in the
 file ends in exactly one place: in the plan, in a finding that says why it is not needed or what to do about it, or in a finding
 that it is not understood. A newcomer's trap: the sample has no token label; it logs in to the first slot that the module lists.
 
@@ -14,13 +14,20 @@ import base64
 import binascii
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from xksfast.admin.aws_sample_plan import (
+    Finding,
+    Level,
+    SampleKey,
+    SamplePkcs11,
+    SamplePlan,
+    SampleServer,
+    SampleStore,
+    Secret,
+)
 from xksfast.config import Profile
 from xksfast.toml_reader import Problems, join, read_toml
-
-Level = Literal["note", "to do", "not understood"]
 
 SERVICE = "kms-xks-proxy"
 MAX_METADATA_BYTES = 20
@@ -47,103 +54,6 @@ _NOT_NEEDED = {
 }
 
 
-class Secret:
-    """A secret text that shows itself to nobody who does not ask for it, and can be forgotten."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text: str | None = text
-
-    def reveal(self) -> str:
-        """The text; ValueError once it is forgotten."""
-        if self._text is None:
-            raise ValueError("the secret was forgotten already")
-        return self._text
-
-    def forget(self) -> None:
-        """Hold it no longer."""
-        self._text = None
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something in the file that the plan does not carry as it stands. key: dotted path."""
-
-    key: str
-    level: Level
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.key}: {self.text}"
-
-
-@dataclass(frozen=True)
-class SampleKey:
-    """An external key: with the sample its id is the CKA_LABEL of the source key. The sample can neither disable nor restrict one."""
-
-    external_key_id: str
-
-    @property
-    def label(self) -> str:
-        """CKA_LABEL on the token."""
-        return self.external_key_id
-
-
-@dataclass(frozen=True)
-class SampleStore:
-    """An external key store. name: made from the prefix, unique in the plan. The sample has one credential for each."""
-
-    name: str
-    uri_path_prefix: str
-    region: str
-    access_key_id: str
-    secret_access_key: Secret
-    keys: tuple[SampleKey, ...]
-
-
-@dataclass(frozen=True)
-class SamplePkcs11:
-    """The HSM. module_path: the library behind the logger when there is one. profile: guessed from its name and capabilities."""
-
-    module_path: str
-    pin: Secret
-    sessions: int
-    profile: Profile
-
-
-@dataclass(frozen=True)
-class SampleServer:
-    """Where the sample listened, and its certificates; "" for what it did not use."""
-
-    listen: str
-    certificate: str = ""
-    private_key: str = ""
-    client_ca: str = ""
-    client_name: str = ""
-
-
-@dataclass(frozen=True)
-class SamplePlan:
-    """All of one settings.toml. ciphertext_metadata: what the sample put beside every ciphertext, b"" when nothing."""
-
-    source: str
-    server: SampleServer
-    stores: tuple[SampleStore, ...]
-    pkcs11: SamplePkcs11
-    ciphertext_metadata: bytes
-    findings: tuple[Finding, ...]
-
-    def forget_secrets(self) -> None:
-        """Drop every secret, once they are where they belong."""
-        self.pkcs11.pin.forget()
-        for store in self.stores:
-            store.secret_access_key.forget()
-
-
 def read_sample(path: str | os.PathLike[str]) -> SamplePlan:
     """The plan of a settings.toml. RefusedFile lists everything that stands in the way, a line each, without secrets."""
     problems = Problems(os.fspath(path))
@@ -159,7 +69,7 @@ def read_sample(path: str | os.PathLike[str]) -> SamplePlan:
             "server.service", f"{service!r} cannot be kept: requests are verified for {SERVICE}, which is what KMS signs for"
         )
     metadata = _metadata(server_table, problems)
-    server = _server(root, server_table, reader)
+    server = _server(root, server_table, region, reader)
     pkcs11 = _pkcs11(root, reader)
     stores = _stores(root, region, reader)
     root.end()
@@ -267,7 +177,7 @@ def _metadata(server: _Table, problems: Problems) -> bytes:
     return data
 
 
-def _server(root: _Table, table: _Table, reader: _Reader) -> SampleServer:
+def _server(root: _Table, table: _Table, region: str, reader: _Reader) -> SampleServer:
     ip, port = table.text("ip"), table.number("port")
     listen = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
     security = root.table("security")
@@ -290,37 +200,48 @@ def _server(root: _Table, table: _Table, reader: _Reader) -> SampleServer:
     elif "oso" in security:
         rules = security.table("oso").text("polar_file_path", "")
         reader.note("security.oso", f"was not in use: secondary_auth is not set{f' ({rules})' if rules else ''}")
-    tls = root.table("tls", required=tls_on or mtls_on)
-    names = ("tls_cert_pem", "tls_key_pem", "mtls_client_ca_pem", "mtls_client_dns_name")
-    certificate, private_key, client_ca, client_name = (tls.text(name, "") for name in names)
-    values = (certificate, private_key, client_ca, client_name)
-    for name, value, used in zip(names, values, (tls_on, tls_on, mtls_on, mtls_on), strict=True):
-        if used and not value:
-            reader.problems.add(f"tls.{name}", "is missing, though it is switched on")
-        elif value and not used:
-            reader.note(f"tls.{name}", "was not in use: it is switched off in [security]")
+    certificate, private_key, client_ca, client_name = _tls(root, reader, tls_on=tls_on, mtls_on=mtls_on)
     if not tls_on:
         if mtls_on:
             reader.problems.add("security.is_mtls_enabled", "is true without is_tls_enabled")
         text = "was false: plain HTTP needs proxy.allow_plaintext = true, and TLS that ends before this proxy"
         reader.note("security.is_tls_enabled", text, "to do")
         return SampleServer(listen)
-    if mtls_on and client_name:
-        reader.note(
-            "tls.mtls_client_dns_name",
-            "becomes client_common_name, which is compared with the CN; KMS presents cks.kms.REGION.amazonaws.com",
-            "to do",
-        )
-        return SampleServer(listen, certificate, private_key, client_ca, client_name)
-    return SampleServer(listen, certificate, private_key)
+    if not mtls_on:
+        return SampleServer(listen, certificate, private_key)
+    was = f"{client_name} becomes client_common_name" if client_name else "was absent: any certificate of the CA was let in"
+    client_name = client_name or f"cks.kms.{region}.amazonaws.com"
+    reader.note(
+        "tls.mtls_client_dns_name",
+        f"{was}; here the CN must be {client_name}, and KMS presents cks.kms.{region}.amazonaws.com",
+        "to do",
+    )
+    return SampleServer(listen, certificate, private_key, client_ca, client_name)
+
+
+def _tls(root: _Table, reader: _Reader, *, tls_on: bool, mtls_on: bool) -> tuple[str, str, str, str]:
+    """Certificate, private key, client CA, client name; "" for what is absent."""
+    tls = root.table("tls", required=tls_on or mtls_on)
+    used = {"tls_cert_pem": tls_on, "tls_key_pem": tls_on, "mtls_client_ca_pem": mtls_on, "mtls_client_dns_name": mtls_on}
+    values = {name: tls.text(name, "") for name in used}
+    for name, value in values.items():
+        if used[name] and not value and name != "mtls_client_dns_name":
+            reader.problems.add(f"tls.{name}", "is missing, though it is switched on")
+        elif value and not used[name]:
+            reader.note(f"tls.{name}", "was not in use: it is switched off in [security]")
+    return values["tls_cert_pem"], values["tls_key_pem"], values["mtls_client_ca_pem"], values["mtls_client_dns_name"]
 
 
 def _pkcs11(root: _Table, reader: _Reader) -> SamplePkcs11 | None:
     table = root.table("pkcs11")
     module, pin, sessions = table.text("PKCS11_HSM_MODULE"), table.text("user_pin"), table.number("session_pool_max_size")
+    if not pin and "pkcs11.user_pin" not in {problem.key for problem in reader.problems.found}:
+        reader.problems.add("pkcs11.user_pin", "is empty: the sample logs in to the token with it")
     module = _behind_logger(root, module, reader)
     if not module:
         return None
+    text = "stands in this file in the clear, like the secret access keys: remove the file once the import is proven"
+    reader.note("pkcs11.user_pin", text, "to do")
     reader.note(
         "pkcs11.PKCS11_HSM_MODULE", "the sample lets an environment variable of this name override it: compare", "to do"
     )

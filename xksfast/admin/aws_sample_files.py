@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from xksfast.admin.aws_sample import SamplePlan
+from xksfast.admin.aws_sample_plan import SamplePlan
 from xksfast.errors import OperatorError
 from xksfast.toml_reader import join
 
