@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import ssl
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,6 +243,27 @@ def test_a_quota_that_throttles_is_right_and_the_same_among_fifty_cannot_be_told
     assert report.exit_code == 0
 
 
+def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 100_000)
+
+    def babble(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while True:
+                connection.sendall(b"X: " + b"x" * 1000 + b"\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=babble, args=(listener,))
+        thread.start()
+        with client.Connection(Address(False, "127.0.0.1", listener.getsockname()[1]), None) as connection:
+            with pytest.raises(client.BadAnswer, match="longer than 100000 bytes"):
+                connection.call(b"POST / HTTP/1.1\r\n\r\n")
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_nothing_there_is_said_once() -> None:
     with serving(AnyProxy()) as port:
         pass
@@ -398,6 +422,9 @@ def test_junit_has_failures_with_reasons(any_proxy: int, tmp_path: Path, command
         (["https://localhost", "--only", "decrypt.altered-tga"], "did you mean 'decrypt.altered-tag'"),
         (["https://localhost", "--ca", "/nowhere"], "there is no file /nowhere"),
         (["https://localhost", "--client-certificate", "x.pem"], "belong together"),
+        (["https://localhost", "--key", "a b"], "is no external key id"),
+        (["https://localhost", "--foreign-access-key-id", "a/b"], "--foreign-access-key-id"),
+        (["https://l\u00f6calhost"], "in ASCII"),
         (["https://localhost", "--second-access-key-id", "B"], "XKSFAST_TEST_SECOND_SECRET_ACCESS_KEY"),
         (["https://localhost", "--secret-access-key-file", "/nowhere"], "/nowhere"),
     ],

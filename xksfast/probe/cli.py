@@ -7,6 +7,7 @@ Secrets come from files or the environment, never from the command line, where e
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import stat
 import sys
@@ -22,6 +23,8 @@ from xksfast.probe.target import Credential, Keys, Target, parse_url
 
 SECRET_ENV = "XKSFAST_TEST_SECRET_ACCESS_KEY"
 WIDTH_WITHOUT_TERMINAL = 160
+_KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_WORD = re.compile(r"[A-Za-z0-9-]{1,128}")
 
 
 def probe_command(
@@ -69,6 +72,11 @@ def probe_command(
     """Sign and check any running XKS proxy against the API, strictly. Exit code 0: all right, 1: something is wrong, 4: too slow."""
     if bool(client_certificate) != bool(client_key):
         raise OperatorError("--client-certificate and --client-key belong together: give both or none")
+    given = {"--key": key, "--encrypt-only-key": encrypt_only_key, "--decrypt-only-key": decrypt_only_key}
+    given |= {"--no-usage-key": no_usage_key, "--disabled-key": disabled_key, "--denied-key": denied_key}
+    _check_words(given, _KEY_ID, "is no external key id: 1 to 128 characters of A-Z a-z 0-9 - . _")
+    words = {"--access-key-id": access_key_id, "--second-access-key-id": second_access_key_id, "--region": region}
+    _check_words(words | {"--foreign-access-key-id": foreign_access_key_id}, _WORD, "must be of A-Z a-z 0-9 and -")
     target = Target(
         address=parse_url(url, plaintext_http=plaintext_http),
         region=region,
@@ -102,6 +110,12 @@ def probe_command(
         console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL, highlight=False)
         console.print(reports.view(report, calls=calls))
     raise typer.Exit(report.exit_code)
+
+
+def _check_words(given: dict[str, str], pattern: re.Pattern[str], problem: str) -> None:
+    for option, text in given.items():
+        if text and not pattern.fullmatch(text):
+            raise OperatorError(f"{option} {text!r}: {problem}")
 
 
 def _credential(access_key_id: str, file: Path | None, which: str) -> Credential | None:

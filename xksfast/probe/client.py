@@ -13,7 +13,7 @@ import re
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xksfast.probe.target import Address
@@ -114,8 +114,6 @@ def parse_answer(data: bytes, *, eof: bool, head_only: bool = False) -> tuple[An
         if end < 0:
             if not data[start:].startswith(b"HTTP/1."[: len(data) - start]):
                 raise BadAnswer("the answer does not begin with HTTP/1.1")
-            if len(data) - start > MAX_ANSWER_BYTES:
-                raise BadAnswer("the headers of the answer do not end")
             return None
         status, headers = _head(data[start:end])
         start = end + 4
@@ -255,6 +253,8 @@ class Connection:
             if self._eof:
                 where = "in the middle of its answer" if self._buffer else "without an answer"
                 raise Closed(f"the proxy closed the connection {where}{self._reason}", began=bool(self._buffer))
+            if len(self._buffer) > MAX_ANSWER_BYTES:
+                raise BadAnswer(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Silent(f"no answer within {TIMEOUT_S:g} s")
@@ -268,15 +268,9 @@ class Connection:
         self.send(data)
         answer = self.receive(head_only=head_only)
         ms = (time.perf_counter() - begin) * 1000
-        return Answer(
-            answer.status,
-            answer.headers,
-            answer.body,
-            answer.interim,
-            ms,
-            self.connect_ms if first else None,
-            self.tls_ms if first else None,
-        )
+        if not first:
+            return replace(answer, ms=ms)
+        return replace(answer, ms=ms, connect_ms=self.connect_ms, tls_ms=self.tls_ms)
 
     def early(self, wait_s: float) -> bool:
         """Whether an answer begins, or the connection ends, within the time, without more being sent."""

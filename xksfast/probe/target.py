@@ -15,6 +15,7 @@ API_PATH = "/kms/xks/v1"
 SERVICE = "kms-xks-proxy"
 KMS_BUDGET_MS = 250.0  # KMS gives a call up after it (requirement 12)
 
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _PREFIX = re.compile(r"(/[A-Za-z0-9_-]+)*")
 
 
@@ -104,6 +105,8 @@ def parse_url(text: str, *, plaintext_http: bool = False) -> Address:
         raise OperatorError(f"{text!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise OperatorError(f"{text!r} is no URL such as https://xks.example.com/payments")
+    if not _HOST.fullmatch(parts.hostname):
+        raise OperatorError(f"{parts.hostname!r} is no host name or IP address in ASCII")
     if parts.username is not None or parts.query or parts.fragment:
         raise OperatorError(
             "the URL has a user, a query or a fragment: give https://host[:port][/prefix], and credentials by options"

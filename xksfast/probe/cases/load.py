@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from xksfast.errors import XksErrorName
@@ -110,12 +111,9 @@ def distance(asking: Asking) -> None:
 )  # fmt: skip
 def fifty_at_once(asking: Asking) -> None:
     plaintexts = [os.urandom(32) for _ in range(AT_ONCE)]
-    requests = []
-    for plaintext in plaintexts:
-        path = asking.path("encrypt")
-        body = json.dumps(asking.encrypt_document(plaintext, AAD, cdiv=True)).encode()
-        requests.append(request_bytes("POST", path, asking.headers(path, body), body))
-    answers = send_at_once(asking, requests)
+    requests = [_signed_encrypt(asking, plaintext, cdiv=True) for plaintext in plaintexts]
+    with ExitStack() as stack:
+        answers = send_at_once(asking, [stack.enter_context(asking.connect()) for _ in requests], requests)
     refused = Counter(str(answer) for answer in answers if answer is not None and answer.status != 200)
     missing = sum(answer is None for answer in answers)
     if missing:
@@ -144,16 +142,20 @@ def fifty_at_once(asking: Asking) -> None:
         asking.decrypts_to(sealed, "decrypt of what was encrypted among fifty")
 
 
-def send_at_once(asking: Asking, requests: list[bytes]) -> list[Answer | None]:
-    """All requests, each on a connection of its own that is open before; None for one that got no usable answer in time.
+def _signed_encrypt(asking: Asking, plaintext: bytes, *, cdiv: bool = False) -> bytes:
+    path, body = asking.path("encrypt"), json.dumps(asking.encrypt_document(plaintext, AAD, cdiv=cdiv)).encode()
+    return request_bytes("POST", path, asking.headers(path, body), body)
+
+
+def send_at_once(asking: Asking, connections: list[Connection], requests: list[bytes]) -> list[Answer | None]:
+    """A request on each connection, all together; None for one that got no usable answer in time.
 
     One thread: its own waiting is not taken for the proxy's.
     """
-    with ExitStack() as stack, selectors.DefaultSelector() as selector:
-        connections = [stack.enter_context(asking.connect()) for _ in requests]
-        received = [b""] * len(requests)
-        begun = [0.0] * len(requests)
-        answers: list[Answer | None] = [None] * len(requests)
+    received = [b""] * len(requests)
+    begun = [0.0] * len(requests)
+    answers: list[Answer | None] = [None] * len(requests)
+    with selectors.DefaultSelector() as selector:
         for i, (connection, data) in enumerate(zip(connections, requests, strict=True)):
             begun[i] = time.perf_counter()
             connection.send(data)
@@ -167,9 +169,8 @@ def send_at_once(asking: Asking, requests: list[bytes]) -> list[Answer | None]:
                 received[i] += part
                 parsed = parse_answer(received[i], eof=eof)
                 if parsed is not None:
-                    answer = parsed[0]
                     ms = (time.perf_counter() - begun[i]) * 1000
-                    answers[i] = Answer(answer.status, answer.headers, answer.body, answer.interim, ms)
+                    answers[i] = replace(parsed[0], ms=ms)
                     asking.record("encrypt", requests[i], answers[i])
                 if parsed is not None or eof:
                     selector.unregister(key.fileobj)
@@ -200,12 +201,18 @@ def _take(connection: Connection) -> tuple[bytes, bool]:
 )  # fmt: skip
 def quota(asking: Asking) -> None:
     results: Counter[str] = Counter()
-    for _ in range(asking.target.quota * 2 // AT_ONCE + 2):
-        requests = []
-        for _ in range(AT_ONCE):
-            path, body = asking.path("encrypt"), json.dumps(asking.document("encrypt")).encode()
-            requests.append(request_bytes("POST", path, asking.headers(path, body), body))
-        results.update(str(answer) if answer is not None else "no answer" for answer in send_at_once(asking, requests))
+    connections = [asking.connect() for _ in range(AT_ONCE)]
+    try:
+        for _ in range(asking.target.quota * 2 // AT_ONCE + 2):
+            answers = send_at_once(asking, connections, [_signed_encrypt(asking, b"xksfast test: quota") for _ in connections])
+            results.update(str(answer) if answer is not None else "no answer" for answer in answers)
+            for i, answer in enumerate(answers):
+                if answer is None or answer.closes:
+                    connections[i].close()
+                    connections[i] = asking.connect()
+    finally:
+        for connection in connections:
+            connection.close()
     right = f"{THROTTLED} {XksErrorName.THROTTLING.error_name}"
     others = Counter({what: count for what, count in results.items() if what not in ("200", right)})
     asking.figures |= {"served": results["200"], "throttled": results[right]}
