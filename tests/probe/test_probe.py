@@ -257,9 +257,9 @@ def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=babble, args=(listener,))
         thread.start()
-        with client.Connection(Address(False, "127.0.0.1", listener.getsockname()[1]), None) as connection:
-            with pytest.raises(client.BadAnswer, match="longer than 100000 bytes"):
-                connection.call(b"POST / HTTP/1.1\r\n\r\n")
+        address, too_long = Address(False, "127.0.0.1", listener.getsockname()[1]), "longer than 100000 bytes"
+        with client.Connection(address, None) as connection, pytest.raises(client.BadAnswer, match=too_long):
+            connection.call(b"POST / HTTP/1.1\r\n\r\n")
         thread.join(10)
         assert not thread.is_alive()
 
