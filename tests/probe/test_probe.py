@@ -178,6 +178,15 @@ def test_mutual_tls_of_our_own_gives_no_alarm(own: Setup) -> None:
     assert result(report, "tls.client-certificate").verdict is Verdict.OK
 
 
+def test_without_a_key_what_needs_none_is_tried() -> None:
+    with serving(AnyProxy()) as port:
+        report = run(target(port, keys=Keys(), second=None, foreign=None))
+    assert bad(report) == {}
+    tried = {r.case.name for r in report.results if r.verdict is Verdict.OK}
+    assert {"health.members", "authentication.wrong-secret", "http.malformed", "bodies.empty"} <= tried
+    assert all("--key" in r.seen[0] for r in report.results if r.case.name in ("encrypt.round-trip", "decrypt.altered-tag"))
+
+
 # --- proxies that are wrong
 
 
@@ -434,6 +443,13 @@ def test_wrong_usage_is_explained(arguments: list[str], said: str, command: Comm
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert SECRET not in done.stderr
+
+
+def test_help_can_be_read(command: Command) -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for option in ("URL", "--plaintext-http", "--decrypt-only-key", "--junit"):
+        assert option in done.stdout.replace("url", "URL")
 
 
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, command: Command) -> None:

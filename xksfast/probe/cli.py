@@ -28,7 +28,9 @@ _WORD = re.compile(r"[A-Za-z0-9-]{1,128}")
 
 
 def probe_command(
-    url: Annotated[str, typer.Argument(help="https://host[:port][/prefix] of the proxy; what stands before /kms/xks/v1.")],
+    url: Annotated[
+        str, typer.Argument(help="https://host:port/prefix, what stands before /kms/xks/v1; port and prefix if any.")
+    ],
     access_key_id: Annotated[str, typer.Option(envvar="XKSFAST_TEST_ACCESS_KEY_ID", help="Access key id of the key store.")],
     region: Annotated[str, typer.Option(envvar="XKSFAST_TEST_REGION", help="AWS Region that signs.")],
     secret_access_key_file: Annotated[
