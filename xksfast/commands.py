@@ -18,6 +18,7 @@ from xksfast.admin import dev as development
 from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
 from xksfast.partition_commands import partition_app
+from xksfast.probe.cli import probe_command
 from xksfast.proxy import supervisor
 from xksfast.rehearsal.cli import rehearse_app
 from xksfast.shell.lazy import LazyGroup
@@ -35,6 +36,7 @@ config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rehearse_app, name="rehearse")
 app.add_typer(partition_app, name="partition")
+app.command("test")(probe_command)
 
 DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
