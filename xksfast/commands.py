@@ -17,6 +17,7 @@ from xksfast._version import __version__
 from xksfast.admin import dev as development
 from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
+from xksfast.import_commands import import_app
 from xksfast.partition_commands import partition_app
 from xksfast.probe.cli import probe_command
 from xksfast.proxy import supervisor
@@ -36,6 +37,7 @@ config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rehearse_app, name="rehearse")
 app.add_typer(partition_app, name="partition")
+app.add_typer(import_app, name="import")
 app.command("test")(probe_command)
 
 DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
