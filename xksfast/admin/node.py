@@ -42,6 +42,7 @@ from xksfast.log import Log
 from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
+from xksfast.state.declared import read_declared
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
 from xksfast.state.events import Change, Event
@@ -53,7 +54,6 @@ from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
-from xksfast.state.declared import read_declared
 
 if TYPE_CHECKING:
     from xksfast.admin.api.server import ApiServer
