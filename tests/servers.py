@@ -102,7 +102,7 @@ def running_dev(
     process = Process(
         [
             "dev", "--json", "--data", str(directory / "data"), "--http", "127.0.0.1:0", "--tls", "127.0.0.1:0",
-            "--health", "127.0.0.1:0", "--key-source", key_source, *arguments,
+            "--admin", "127.0.0.1:0", "--health", "127.0.0.1:0", "--key-source", key_source, *arguments,
         ],
         directory,
         environment,

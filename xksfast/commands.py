@@ -17,7 +17,9 @@ from xksfast._version import __version__
 from xksfast.admin import dev as development
 from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
+from xksfast.import_commands import import_app
 from xksfast.partition_commands import partition_app
+from xksfast.probe.cli import probe_command
 from xksfast.proxy import supervisor
 from xksfast.rehearsal.cli import rehearse_app
 from xksfast.shell.lazy import LazyGroup
@@ -35,6 +37,8 @@ config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(rehearse_app, name="rehearse")
 app.add_typer(partition_app, name="partition")
+app.add_typer(import_app, name="import")
+app.command("test")(probe_command)
 
 DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -106,7 +110,9 @@ def dev(
     ] = None,
     http: Annotated[str, typer.Option(help="Plain HTTP address.")] = "127.0.0.1:8080",
     tls: Annotated[str, typer.Option(help="HTTPS address.")] = "127.0.0.1:8443",
-    admin: Annotated[str, typer.Option(help="Administration address (HTTPS).")] = "127.0.0.1:8444",
+    admin: Annotated[
+        str | None, typer.Option(help="Administration address (HTTPS). Default: 127.0.0.1:8444, or a free port.")
+    ] = None,
     health: Annotated[
         str | None,
         typer.Option(help="Health listener, for xksfast status; empty: none. Default: 127.0.0.1:8081, or a free port."),
@@ -120,6 +126,7 @@ def dev(
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))
     health = development.default_health() if health is None else health
+    admin = admin or development.default_admin()
     try:
         setup = development.make_setup(
             directory, http=http, tls=tls, admin=admin, health=health, key_source=key_source, workers=workers

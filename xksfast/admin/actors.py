@@ -13,8 +13,8 @@ from xksfast.state.objects import Operator, Role
 
 TOKEN_PREFIX = "xkt_"
 
-# What a role may do: "read"; "block"; "operate" (create and change keys, rotate, unblock, link) on the stores it is granted; "manage"
-# (create and delete stores, operators, AWS connections). Blocking needs no more than the role blocker, and every role but auditor has it.
+# What a role may do: "read"; "block"; "operate" (create and change keys, rotate, unblock, link) on the stores it is granted;
+# "manage" (create and delete stores, operators, AWS connections). Every role but auditor may block.
 _RIGHTS: dict[Role, frozenset[str]] = {
     "admin": frozenset({"read", "block", "operate", "manage"}),
     "operator": frozenset({"read", "block", "operate"}),

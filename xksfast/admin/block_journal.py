@@ -16,7 +16,7 @@ from xksfast.errors import OperatorError
 
 
 class PendingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """kind, target: "key_store" or "key" and its id. node: where the operator asked for it. at_ms: when. block_id: names it everywhere."""
+    """kind, target: "key_store" or "key" and its id. node, at_ms: where and when it was asked for. block_id: names it everywhere."""
 
     block_id: str
     kind: str

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
-from xksfast.config import ProxyHealth, parse_address
+from xksfast.config import Admin, ProxyHealth, parse_address
 from xksfast.errors import OperatorError
 
 SOFTHSM_MODULES = (
@@ -73,8 +73,17 @@ def choose_key_source(wanted: str) -> str:
 
 
 def default_health() -> str:
-    """The health listener's usual address, where `xksfast status` looks; any free port when another proxy listens there."""
-    usual = ProxyHealth().listen
+    """Where `xksfast status` looks."""
+    return _usual_or_free(ProxyHealth().listen)
+
+
+def default_admin() -> str:
+    """Where the other commands look."""
+    return _usual_or_free(Admin().listen)
+
+
+def _usual_or_free(usual: str) -> str:
+    """The usual address; any free port when another proxy listens there."""
     address = parse_address(usual)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -198,7 +198,7 @@ class Linking:
 
     async def enable_key(self, actor: Actor, store: str, external_key_id: str, enabled: bool) -> Key:
         """In AWS as well as here."""
-        kms, key, arn = self._linked_key(actor, store, external_key_id)
+        kms, _, arn = self._linked_key(actor, store, external_key_id)
         await _in_thread(lambda: kms.enable_key(arn) if enabled else kms.disable_key(arn))
         await self._service.enable_key(actor, store, external_key_id, enabled)
         return await self.sync_key(actor, store, external_key_id)

@@ -25,8 +25,7 @@ from xksfast.admin.actors import new_token, system_actor
 from xksfast.admin.applying import carry_out
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
-from xksfast.admin.declaration import plan_of
-from xksfast.admin.declared_file import declared_by
+from xksfast.admin.declaration import ApplyRequest, plan_of
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
@@ -43,6 +42,7 @@ from xksfast.log import Log
 from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
+from xksfast.state.declared import read_declared
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
 from xksfast.state.events import Change, Event
@@ -54,7 +54,6 @@ from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
-from xksfast.state.store_file import load_store_file
 
 if TYPE_CHECKING:
     from xksfast.admin.api.server import ApiServer
@@ -213,8 +212,8 @@ class Node:
         """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
         if not self._config.state.apply:
             return
-        document = await asyncio.to_thread(load_store_file, Path(self._config.state.apply), self._config)
-        request = await asyncio.to_thread(declared_by, document)
+        declared = await asyncio.to_thread(read_declared, Path(self._config.state.apply))
+        request = ApplyRequest.model_validate({"key_stores": declared})
         actor = system_actor("apply")
         with self._store.reading() as state:
             planned = plan_of(state, request, groups=self._config.partition_groups)

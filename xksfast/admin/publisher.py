@@ -14,7 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 
 from xksfast import messages
@@ -241,9 +241,7 @@ class Publisher:
             return all(number in confirmed for number in self._workers)
 
         async with self._changed:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(complete), patience_s)
-            except TimeoutError:
-                pass
         pending = tuple(number for number, worker in self._workers.items() if not done(worker))
         return Acknowledged(confirmed, pending)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A use case says no: what was asked, which rule it breaks, and what to do instead. REST renders it as problem+json, the CLI as text."""
+"""A use case says no: what was asked, which rule it breaks, what to do instead. REST renders it as problem+json, the CLI as text."""
 
 from __future__ import annotations
 

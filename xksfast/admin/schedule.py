@@ -42,9 +42,8 @@ def due(state: State, now: int) -> list[Due]:
         if now - newest >= store.rotate_credential_days * DAY_S and len(credentials) < store.max_credentials:
             found.append(Due("rotate_credential", store.name, "", f"every {store.rotate_credential_days} days"))
     for key in state.keys.values():
-        if key.rotate_days and key.enabled and not key.blocked:
-            if now - key.versions[-1].created_at >= key.rotate_days * DAY_S:
-                found.append(Due("rotate_key", key.store, key.external_key_id, f"every {key.rotate_days} days"))
+        if key.rotate_days and key.enabled and not key.blocked and now - key.versions[-1].created_at >= key.rotate_days * DAY_S:
+            found.append(Due("rotate_key", key.store, key.external_key_id, f"every {key.rotate_days} days"))
     return found
 
 

@@ -12,7 +12,7 @@ import secrets as random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from xksfast.admin.actors import Actor, new_token
 from xksfast.admin.blocks import Blocks, Confirmation
@@ -392,15 +392,15 @@ class Service:
         with self._store.reading() as state:
             return state.revisions[value.kind, value.id]
 
-    async def commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Answer:  # type: ignore[type-var]
+    async def commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Any:
         """Commit, and wait until this node's workers serve it. dry_run: only whether it would be refused."""
         if dry_run:
             with self._store.reading() as state:
-                return plan(state).answer  # type: ignore[no-any-return]
+                return plan(state).answer
         committed = await self._run(lambda: self._store.transact(actor.origin, plan))
         if committed.events:
             await self._publisher.applied(committed.events[-1].seq, SERVED_PATIENCE_S)
-        return committed.answer  # type: ignore[no-any-return]
+        return committed.answer
 
     async def _provide_source(self, actor: Actor, place: str, label: str, usage: Sequence[str], *, make: bool) -> bool:
         """The source key is there and proven when this returns; whether it is ours."""
