@@ -102,7 +102,7 @@ async def delete_key(
     "/{key}/rotate",
     response_model=KeyView,
     summary="Rotate a key: a new version encrypts from now on",
-    responses=documented(404, 409, 413),
+    responses=documented(404, 409, 412, 413),
 )
 async def rotate_key(
     store: str,
@@ -110,22 +110,23 @@ async def rotate_key(
     parts: PartsIn,
     actor: ActorIn,
     request: KeyRotate | None = None,
+    if_match: IfMatch = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All former versions go on decrypting."""
-    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate()))
+    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision_of(if_match)))
 
 
-@router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409))
-async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
+@router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409, 412))
+async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS may use it again."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, True))
+    return _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
 
 
-@router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409))
-async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
+@router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409, 412))
+async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS is told that the key is disabled."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, False))
+    return _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
 
 
 @router.post(
