@@ -231,10 +231,10 @@ def _check_store(plan: Plan, name: str, wanted: DeclaredStore, have: KeyStore | 
             f"there is no partition group {wanted.partition_group!r}{nearest(wanted.partition_group, groups)}",
         )
     ids = [credential.access_key_id for credential in wanted.credentials]
-    for access_key_id in ids:
-        if text := rules.access_key_id_problem(access_key_id):
-            problem("credentials", f"access_key_id {access_key_id!r} {text}")
-        if ids.count(access_key_id) > 1:
+    for number, access_key_id in enumerate(ids):
+        if text := rules.access_key_id_problem(access_key_id):  # not quoted: it may be a secret in the wrong place
+            problem(f"credentials[{number}].access_key_id", text)
+        elif ids.count(access_key_id) > 1:
             problem("credentials", f"{access_key_id} stands twice")
     if have is None and not ids:
         problem("credentials", "give at least one: a file is no place where a new secret could be shown")

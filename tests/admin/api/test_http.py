@@ -90,7 +90,7 @@ def test_the_value_is_not_echoed_since_it_may_be_a_secret(admin: httpx.Client) -
 
 
 PLACES = (
-    lambda secret: ("POST", "/v1/stores", {"name": secret, **LOCAL}),
+    lambda secret: ("POST", "/v1/stores", {"name": f"!{secret}", **LOCAL}),
     lambda secret: ("POST", "/v1/stores", {"name": "s", "region": "us-east-1", "key_source": secret}),
     lambda secret: (
         "POST",
@@ -100,6 +100,11 @@ PLACES = (
     lambda secret: ("POST", "/v1/stores", {"name": "s", "credentials": secret, **LOCAL}),
     lambda secret: ("POST", "/v1/stores/absent/credentials", {"access_key_id": "A" * 20, "secret_access_key": [secret]}),
     lambda secret: ("POST", "/v1/stores/absent/credentials", secret),
+    lambda secret: (
+        "POST",
+        "/v1/apply",
+        {"key_stores": {"s": {**LOCAL, "credentials": [{"access_key_id": secret, "secret_access_key": secret}]}}},
+    ),
     lambda secret: ("PATCH", "/v1/stores/absent", {"max_credentials": secret}),
     lambda secret: ("POST", "/v1/bulk", {"action": secret}),
     lambda secret: (

@@ -16,7 +16,7 @@ from xksfast.toml_reader import nearest
 
 def new_credential(state: State, store: str, access_key_id: str, *, now: int) -> Credential:
     """Of a store that may not be there yet."""
-    invalid("access_key_id", rules.access_key_id_problem(access_key_id), access_key_id)
+    invalid("access_key_id", rules.access_key_id_problem(access_key_id))  # not quoted: it may be a secret in the wrong place
     if access_key_id in state.credentials_of(store):
         raise Refused(
             "conflict",
