@@ -30,7 +30,7 @@ def a_key(store: str = "payments", external_key_id: str = "orders", *labels: str
 
 
 def a_credential(store: str = "payments", access_key_id: str = "A" * 20, **values: Any) -> Credential:
-    return Credential(store=store, access_key_id=access_key_id, secret_id=f"{store}.{access_key_id}", **values)
+    return Credential(store=store, access_key_id=access_key_id, **{"secret_id": f"{store}.{access_key_id}", **values})
 
 
 def a_source(place: str = "main", label: str = "orders-v1", **values: Any) -> SourceKey:

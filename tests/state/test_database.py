@@ -39,13 +39,15 @@ Open = Callable[[], Database]
 # --- schema
 
 
-def test_the_migrations_make_exactly_the_schema(database: Database) -> None:
+def test_the_migrations_make_exactly_the_schema(empty_url: str) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
+    database = Database.open(empty_url)
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, schema.metadata) == []
+    database.close()
 
 
 def test_the_programs_revision_is_the_newest_migration() -> None:
@@ -63,14 +65,14 @@ def test_opening_again_keeps_everything(open_database: Open) -> None:
     assert open_database().events_since(0) == events
 
 
-def test_several_nodes_may_create_the_schema_at_once(database_url: str) -> None:
+def test_several_nodes_may_create_the_schema_at_once(empty_url: str) -> None:
     barrier = threading.Barrier(3)
     problems: list[Exception] = []
 
     def start() -> None:
         barrier.wait()
         try:
-            Database.open(database_url).close()
+            Database.open(empty_url).close()
         except Exception as error:
             problems.append(error)
 
@@ -89,20 +91,20 @@ def test_a_schema_that_is_newer_than_the_program_is_refused(database: Database, 
         Database.open(database_url)
 
 
-def test_a_database_with_no_state_is_refused_when_none_is_to_be_created(database_url: str) -> None:
+def test_a_database_with_no_state_is_refused_when_none_is_to_be_created(empty_url: str) -> None:
     with pytest.raises(StateError, match=r"holds no state|no such file"):
-        Database.open(database_url, create=False)
+        Database.open(empty_url, create=False)
 
 
-def test_a_database_that_belongs_to_somebody_else_is_left_alone(database_url: str, postgres: PostgresServer) -> None:
-    if database_url.startswith("sqlite"):
-        with sqlite3.connect(database_url.removeprefix("sqlite:///")) as connection:
+def test_a_database_that_belongs_to_somebody_else_is_left_alone(empty_url: str, postgres: PostgresServer) -> None:
+    if empty_url.startswith("sqlite"):
+        with sqlite3.connect(empty_url.removeprefix("sqlite:///")) as connection:
             connection.execute("CREATE TABLE events (what TEXT)")
         connection.close()
     else:
-        postgres.execute("CREATE TABLE events (what TEXT)", database_url.rpartition("/")[2])
+        postgres.execute("CREATE TABLE events (what TEXT)", empty_url.rpartition("/")[2])
     with pytest.raises(StateError, match="used by something else"):
-        Database.open(database_url)
+        Database.open(empty_url)
 
 
 @pytest.mark.parametrize("url", ["", "mysql://host/db", "sqlite://", "sqlite:///", "xksfast.db", "sqlite:relative"])
@@ -445,7 +447,7 @@ def test_a_checkpoint_is_made_for_an_event_that_is_there(database: Database) -> 
 
 
 def test_postgresql_announces_what_was_committed_and_nothing_else(postgres: PostgresServer) -> None:
-    database = Database.open(postgres.database())
+    database = Database.open(postgres.migrated_database())
     hints: list[int] = []
     stop = threading.Event()
     listener = threading.Thread(target=database.listen, args=(hints.append, stop))

@@ -36,7 +36,7 @@ Open = Callable[[], Database]
 
 @pytest.fixture
 def on_postgres(postgres: PostgresServer) -> Iterator[Database]:
-    database = Database.open(postgres.database())
+    database = Database.open(postgres.migrated_database())
     yield database
     database.close()
 
@@ -185,7 +185,7 @@ def test_a_disk_that_is_full_at_the_server_is_told(on_postgres: Database) -> Non
 
 
 def test_no_message_shows_the_password(postgres: PostgresServer) -> None:
-    url = postgres.database()
+    url = postgres.migrated_database()
     name = url.rpartition("/")[2]
     closed = url.replace(f":{postgres._port}/", ":1/")
     wrong = [

@@ -266,7 +266,7 @@ STORES = [a_store(f"s{i}", uri_path_prefix=prefix, partition_group=group) for i,
 NEXT: list[Stored] = [
     *STORES,
     *(a_key(f"s{s}", f"k{k}", *labels) for s in range(2) for k in range(3) for labels in (("x",), ("x", "y"))),
-    *(a_credential(f"s{s}", letter * 20, superseded_at=at) for s in range(2) for letter in "AB" for at in (0, 5)),
+    *(a_credential(f"s{s}", letter * 20, secret_id="", superseded_at=at) for s in range(2) for letter in "AB" for at in (0, 5)),
     *(an_operator(name, token) for name, token in (("alice", "aa"), ("alice", "bb"), ("bob", "cc"))),
 ]
 steps = st.lists(
