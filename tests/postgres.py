@@ -72,7 +72,12 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         done = subprocess.run(
-            [str(binaries() / program), *map(str, arguments)], capture_output=True, text=True, check=False, cwd="/", **self._user
+            [str(binaries() / program), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            **self._user,
         )
         assert done.returncode == 0, done.stderr
 

@@ -94,7 +94,9 @@ def all_of(state: State) -> dict[str, Any]:
         "by_token": dict(state.operators_by_token),
         "revisions": dict(state.revisions),
         "keys_of": {store: list(state.keys_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]},
-        "credentials_of": {store: list(state.credentials_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]},
+        "credentials_of": {
+            store: list(state.credentials_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]
+        },
         "users": {source: state.users_of(source) for source in sources},
         "prefixes": {prefix: state.store_with_prefix(prefix) for prefix in ("", "/a", "/b", "/s0", "/s1", "/s2", "/payments")},
     }

@@ -219,14 +219,16 @@ def verify(
     return Report(check.events, count, good, check.seq, check.head, tuple(check.problems))
 
 
-def _agrees(
-    check: LogCheck, checkpoint: Checkpoint, hash: bytes, verify_mac: Callable[[bytes, bytes], bool] | None
-) -> bool:
-    if verify_mac is not None and not verify_mac(checkpoint_bytes(checkpoint.seq, checkpoint.hash, checkpoint.at_ms), checkpoint.mac):
+def _agrees(check: LogCheck, checkpoint: Checkpoint, hash: bytes, verify_mac: Callable[[bytes, bytes], bool] | None) -> bool:
+    if verify_mac is not None and not verify_mac(
+        checkpoint_bytes(checkpoint.seq, checkpoint.hash, checkpoint.at_ms), checkpoint.mac
+    ):
         check.note(checkpoint.seq, f"the checkpoint at event {checkpoint.seq} is not genuine: its MAC is wrong")
         return False
     if checkpoint.hash != hash:
-        check.note(checkpoint.seq, f"event {checkpoint.seq} is not the one its checkpoint saw: it, or one before it, was rewritten")
+        check.note(
+            checkpoint.seq, f"event {checkpoint.seq} is not the one its checkpoint saw: it, or one before it, was rewritten"
+        )
         return False
     return True
 

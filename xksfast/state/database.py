@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, case, delete, select
+from sqlalchemy import Connection, Row, Table, case, delete
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from xksfast.messages import CredentialUse, KeyUse
@@ -23,7 +23,7 @@ from xksfast.state.errors import OutcomeUnknown, StateCorrupt, StateError, State
 from xksfast.state.events import Event, decode_object
 from xksfast.state.migrate import bring_up_to_date
 from xksfast.state.objects import Stored
-from xksfast.state.records import Checkpoint, WrappedDataKey, Idempotency, Loaded, NodeRow, SealedSecret, Use
+from xksfast.state.records import Checkpoint, Idempotency, Loaded, NodeRow, SealedSecret, Use, WrappedDataKey
 from xksfast.state.writer import Writer, replacing
 
 Resealed = tuple[WrappedDataKey, list[SealedSecret], list[Checkpoint]]
@@ -101,7 +101,7 @@ class Database:
         before_seq: int = 0,
         limit: int = 100,
     ) -> list[Event]:
-        """Events that fulfil all that is given, newest first. until_ms: not included. before_seq: of the last one of the page before."""
+        """Events that fulfil all that is given, newest first. until_ms: not included. before_seq: the last one of the page before."""
         column = schema.events.c
         conditions = [
             column[name] == value for name, value in (("kind", kind), ("id", id), ("actor", actor), ("action", action)) if value
@@ -156,7 +156,8 @@ class Database:
             if not self._backend.may_have_committed(error):
                 raise
             raise OutcomeUnknown(
-                f"{self._backend.explain(error)}. Whether the change was made is not known: look before trying again", transaction
+                f"{self._backend.explain(error)}. Whether the change was made is not known: look before trying again",
+                transaction,
             ) from None
 
     # --- secrets
@@ -197,7 +198,7 @@ class Database:
     def add_use(self, keys: Iterable[KeyUse], credentials: Iterable[CredentialUse]) -> None:
         """Count encryptions on top of those counted before, and note later uses of credentials. Nothing is ever lowered.
 
-        Whoever is told OutcomeUnknown may add the same again: to have counted too many is the safe side. ValueError for a negative count.
+        Whoever is told OutcomeUnknown may add the same again: too many is the safe side. ValueError for a negative count.
         """
         counted: dict[tuple[str, str, int], int] = {}
         for key in keys:
@@ -213,9 +214,7 @@ class Database:
         latest: dict[tuple[str, str], int] = {}
         for use in credentials:
             latest[use.store, use.access_key_id] = max(use.last_used, latest.get((use.store, use.access_key_id), 0))
-        uses = [
-            {"store": store, "access_key_id": id_, "last_used": at} for (store, id_), at in sorted(latest.items())
-        ]
+        uses = [{"store": store, "access_key_id": id_, "last_used": at} for (store, id_), at in sorted(latest.items())]
         with self._changing() as connection:
             if counts:
                 connection.execute(self._adding(schema.key_use, "encryptions", later=False), counts)
@@ -301,16 +300,16 @@ class Database:
         """Turns what a driver raises into a StateError. The driver's own error is not kept: its text may quote what was written."""
         try:
             yield
-        except (SQLAlchemyError, *_driver_errors()) as error:
+        except _driver_errors() as error:
             raise self._backend.explain(error) from None
 
 
 def _driver_errors() -> tuple[type[Exception], ...]:
-    """Of the drivers that are loaded: raised while connecting, where SQLAlchemy does not wrap them all."""
+    """SQLAlchemy's, and those of the drivers that are loaded: raised while connecting, they are not all wrapped."""
     import sqlite3
     import sys
 
-    found: list[type[Exception]] = [sqlite3.Error]
+    found: list[type[Exception]] = [SQLAlchemyError, sqlite3.Error]
     with suppress(KeyError):
         found.append(sys.modules["psycopg"].Error)
     return tuple(found)

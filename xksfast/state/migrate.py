@@ -56,5 +56,7 @@ def _upgrade(connection: Connection, where: str, found: str | None) -> None:
             "update this node, or restore a backup from before the update"
         )
     if found is None and inspect(connection).has_table("events"):
-        raise StateError(f"{where} is used by something else: it has a table named events that is not ours. Give xksfast its own database")
+        raise StateError(
+            f"{where} is used by something else: it has a table named events that is not ours. Give xksfast its own database"
+        )
     command.upgrade(config, "head")

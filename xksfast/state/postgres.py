@@ -56,8 +56,11 @@ class PatientConnection(psycopg.Connection[Any]):
 
     on_silent_ping: Callable[[], None] | None = None
 
-    def wait(self, gen: PQGen[T], interval: float = 0.0) -> T:
-        """Drives psycopg's protocol generator: it yields 1 to read, 2 to write, 3 for either, and wants to be sent what is possible."""
+    def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
+        """Drives psycopg's protocol generator: it yields 1 to read, 2 to write, 3 for either, and wants to be sent what is possible.
+
+        interval: unused, signals need no look between. timeout: unused, it is notifies' own.
+        """
         poll = select.poll()
         try:
             wanted = next(gen)
@@ -69,7 +72,7 @@ class PatientConnection(psycopg.Connection[Any]):
                     raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
                 mask = found[0][1]
                 ready = (1 if mask & ~select.POLLOUT else 0) | (2 if mask & ~select.POLLIN else 0)
-                wanted = gen.send(ready & wanted or wanted)  # type: ignore[arg-type]
+                wanted = gen.send(ready & wanted or wanted)
         except StopIteration as done:
             value: T = done.value
             return value
@@ -108,7 +111,9 @@ class PostgresBackend(Backend):
         if self._ping_was_silent:  # this connection is to replace one that let us wait just now: once is enough
             self._ping_was_silent = False
             raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
-        connection = PatientConnection.connect(prepare_threshold=None, **self._parameters)  # a prepared plan may outlive a migration
+        connection = PatientConnection.connect(
+            prepare_threshold=None, **self._parameters
+        )  # a prepared plan may outlive a migration
         connection.on_silent_ping = self._note_silent_ping
         try:
             encoding = connection.info.parameter_status("server_encoding")
@@ -166,7 +171,9 @@ class PostgresBackend(Backend):
                 "if it stays so, look for its session in pg_locks (locktype advisory)"
             )
         if code == "57014":
-            return StateUnavailable(f"{where} is too slow: it needed more than {PATIENCE_S:g} s for a statement. Look at its load")
+            return StateUnavailable(
+                f"{where} is too slow: it needed more than {PATIENCE_S:g} s for a statement. Look at its load"
+            )
         if code == "53100":
             return StateFull(f"{where} has no room on its disk: nothing was changed. Make room on the server and try again")
         if code == "25006" or (not code and "read-only" in says):

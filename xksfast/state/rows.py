@@ -20,7 +20,20 @@ _events = schema.events
 _event = select(
     *(
         _events.c[name]
-        for name in ("seq", "at_ms", "transaction", "node", "actor", "origin", "action", "kind", "id", "before", "after", "hash")
+        for name in (
+            "seq",
+            "at_ms",
+            "transaction",
+            "node",
+            "actor",
+            "origin",
+            "action",
+            "kind",
+            "id",
+            "before",
+            "after",
+            "hash",
+        )
     )
 )
 

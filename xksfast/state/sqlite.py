@@ -35,16 +35,16 @@ class SqliteBackend(Backend):
         self._path = Path(path).absolute()
         self.description = f"SQLite database {self._path}"
         self._make_private(create)
-        self.engine = create_engine(
-            "sqlite:///" + str(self._path), connect_args={"timeout": PATIENCE_S}, hide_parameters=True
-        )
+        self.engine = create_engine("sqlite:///" + str(self._path), connect_args={"timeout": PATIENCE_S}, hide_parameters=True)
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "begin", _begin)
 
     def _make_private(self, create: bool) -> None:
         """The file, for its owner's eyes only; SQLite gives the files beside it the same mode."""
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if create else os.O_RDONLY | os.O_CLOEXEC, 0o600))
+            os.close(
+                os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if create else os.O_RDONLY | os.O_CLOEXEC, 0o600)
+            )
             if self._path.stat().st_mode & 0o077:
                 self._path.chmod(0o600)
         except FileNotFoundError:
@@ -57,7 +57,9 @@ class SqliteBackend(Backend):
             ) from None
         except OSError as error:
             if error.errno == 30:  # EROFS
-                raise StateReadOnly(f"{self.description} is on a file system that is mounted read-only: mount it for writing") from None
+                raise StateReadOnly(
+                    f"{self.description} is on a file system that is mounted read-only: mount it for writing"
+                ) from None
             raise StateUnavailable(f"{self.description} cannot be opened: {error.strerror}: correct [state] url") from None
 
     def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
@@ -65,7 +67,9 @@ class SqliteBackend(Backend):
         connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE_S * 1000)}")
         mode = _in_wal_mode(connection)
         if mode != "wal":
-            raise sqlite3.OperationalError(f"its journal mode stays {mode!r}: it needs a local file system, for its write-ahead log")
+            raise sqlite3.OperationalError(
+                f"its journal mode stays {mode!r}: it needs a local file system, for its write-ahead log"
+            )
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")  # what was removed is not to be found in the file

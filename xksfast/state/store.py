@@ -131,7 +131,9 @@ class StateStore:
             if change.before is None and change.after is None:
                 raise ValueError(f"{change.action} on {change.kind} {change.id!r}: nothing becomes nothing")
             if change.after is not None and (change.after.kind, change.after.id) != named:
-                raise ValueError(f"{change.action} on {change.kind} {change.id!r} makes it a {change.after.kind} {change.after.id!r}")
+                raise ValueError(
+                    f"{change.action} on {change.kind} {change.id!r} makes it a {change.after.kind} {change.after.id!r}"
+                )
             now[named] = _GONE if change.after is None else change.after
 
     def _find_out(self, unknown: OutcomeUnknown, transaction: str) -> None:

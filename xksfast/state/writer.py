@@ -16,7 +16,7 @@ from sqlalchemy.engine import CursorResult
 from xksfast.state import rows, schema
 from xksfast.state.errors import StateCorrupt
 from xksfast.state.events import Change, Event, Origin, chain
-from xksfast.state.records import Checkpoint, WrappedDataKey, Idempotency, SealedSecret
+from xksfast.state.records import Checkpoint, Idempotency, SealedSecret, WrappedDataKey
 
 Insert = Callable[..., Any]
 Named = tuple[str, str]  # (kind, id)
@@ -73,7 +73,13 @@ class Writer:
                     changed.pop(named, None)
                     gone[named] = None
             elif event.before is None:
-                made[named] = {"kind": event.kind, "id": event.id, "body": event.after.decode(), "seq": event.seq, "made_seq": event.seq}
+                made[named] = {
+                    "kind": event.kind,
+                    "id": event.id,
+                    "body": event.after.decode(),
+                    "seq": event.seq,
+                    "made_seq": event.seq,
+                }
             elif named in made:
                 made[named].update(body=event.after.decode(), seq=event.seq)
             else:
@@ -83,7 +89,9 @@ class Writer:
         if gone:
             self._each(delete(table).where(this), [{"k": kind, "i": id_} for kind, id_ in gone])
         if changed:
-            self._each(update(table).where(this).values(body=bindparam("new_body"), seq=bindparam("new_seq")), list(changed.values()))
+            self._each(
+                update(table).where(this).values(body=bindparam("new_body"), seq=bindparam("new_seq")), list(changed.values())
+            )
         if made:
             self._connection.execute(insert(table), list(made.values()))
 
