@@ -31,9 +31,10 @@ _LOOK_S = 0.25  # how soon a listener sees that it is to stop
 _RETRY_S = 0.5
 
 # Defaults of the connection; what the URL says wins. A primary is asked for, so that a list of hosts finds it after a fail-over.
+# No tcp_user_timeout: the kernel would also end a connection whose server is only busy with what it was sent; our own patience is
+# for both directions, and ends with the first byte that moves.
 _CONNECTION = {
     "connect_timeout": "2",
-    "tcp_user_timeout": "2000",
     "keepalives_idle": "5",
     "keepalives_interval": "1",
     "keepalives_count": "3",
