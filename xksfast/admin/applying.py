@@ -93,9 +93,10 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
             service.block_store(actor, store, BLOCK_REASON) if blocked else service.unblock_store(actor, store)
         )
     if confirmation.pending:
+        what = "Block" if blocked else "Unblock"
         raise Refused(
             "unavailable",
             "not-confirmed",
-            f"{'Block' if blocked else 'Unblock'} of {store}{'/' + key if key else ''} was not confirmed by {'; '.join(confirmation.pending)}",
+            f"{what} of {store}{key and '/' + key} was not confirmed by {'; '.join(confirmation.pending)}",
             next="See to those nodes (`xksfast node list`), then apply again",
         )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`xksfast apply`: State + declaration -> the steps that make the state what the declaration says. Pure.
 
-What a declaration does not name is left alone: a key store that was blocked by hand stays blocked unless the file says `blocked = false`.
-Only with `prune` is anything taken away that the file does not name. A newcomer's trap: secrets cannot be compared, since the state holds
-them sealed; a credential counts as there when its access key id is.
+What a declaration does not name is left alone: a key store that was blocked by hand stays blocked unless the file says
+`blocked = false`. Only with `prune` is anything taken away that the file does not name. A newcomer's trap: secrets cannot be compared,
+since the state holds them sealed; a credential counts as there when its access key id is.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class DeclaredStore(Request):
     allowed_principals: tuple[str, ...] | None = None
     aad_scheme: Literal["xksfast", "aws-sample"] | None = None
     credentials: tuple[CredentialGiven, ...] = Field((), max_length=rules.MAX_CREDENTIALS)
-    keys: dict[str, DeclaredKey] = {}
+    keys: dict[str, DeclaredKey] = Field({}, max_length=MAX_KEYS)
 
 
 class ApplyRequest(Request):
     """The declaration. prune: take away what it does not name."""
 
-    key_stores: dict[str, DeclaredStore]
+    key_stores: dict[str, DeclaredStore] = Field(max_length=MAX_STORES)
     prune: bool = False
 
 
@@ -258,7 +258,8 @@ def _check_fixed(plan: Plan, name: str, wanted: DeclaredStore, have: KeyStore) -
     ):
         if is_ != shall:
             plan.problems.append(
-                f"key_stores.{name}.{member}: it is {is_ or 'local'!r} and can never become {shall or 'local'!r}: make another key store"
+                f"key_stores.{name}.{member}: it is {is_ or 'local'!r} and can never become {shall or 'local'!r}: "
+                "make another key store"
             )
 
 
@@ -379,8 +380,8 @@ def _changed_key(plan: Plan, have: Key, wanted: DeclaredKey) -> Iterator[Step]:
     older = {version.label: version.number for version in have.versions[:-1]}
     if wanted.label in older:
         plan.problems.append(
-            f"key_stores.{have.store}.keys.{have.external_key_id}.label: {wanted.label!r} is version {older[wanted.label]} of this key, "
-            f"and {newest.label!r} is the newest: versions only go forward"
+            f"key_stores.{have.store}.keys.{have.external_key_id}.label: {wanted.label!r} is version {older[wanted.label]} of this "
+            f"key, and {newest.label!r} is the newest: versions only go forward"
         )
     elif wanted.label != newest.label:
         request = KeyRotate(label=wanted.label, create=wanted.create)

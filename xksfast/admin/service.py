@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from xksfast.admin.actors import Actor, new_token
 from xksfast.admin.blocks import Blocks, Confirmation
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
-from xksfast.admin.plans.common import find_key, find_store
+from xksfast.admin.plans.common import check_revision, find_key, find_store
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused, no_such
 from xksfast.admin.requests import (
@@ -183,12 +183,14 @@ class Service:
         credential = await self.commit(actor, plan)
         return IssuedCredential(credential, "" if given else issued[access_key_id])
 
-    async def remove_credential(self, actor: Actor, store: str, access_key_id: str, *, dry_run: bool = False) -> None:
+    async def remove_credential(
+        self, actor: Actor, store: str, access_key_id: str, revision: int | None = None, *, dry_run: bool = False
+    ) -> None:
         """Requests signed with it are refused from now on."""
         actor.require("operate", store)
 
         def plan(state: State) -> Plan:
-            changes = credentials.remove(state, store, access_key_id)
+            changes = _at(state, credentials.remove(state, store, access_key_id), revision)
             return Plan(changes=changes, removed_secrets=_secrets_of(changes))
 
         await self.commit(actor, plan, dry_run=dry_run)
@@ -217,17 +219,23 @@ class Service:
         await self.commit(actor, plan)
         return self.key(actor, store, request.external_key_id)
 
-    async def rotate_key(self, actor: Actor, store: str, external_key_id: str, request: KeyRotate) -> Key:
+    async def rotate_key(
+        self, actor: Actor, store: str, external_key_id: str, request: KeyRotate, revision: int | None = None
+    ) -> Key:
         """A new version that encrypts from now on; all former ones go on decrypting."""
         actor.require("operate", store)
         now = _now()
         with self._store.reading() as state:
             key = keys.check_rotation(state, store, external_key_id, request.label)
+            check_revision(state, key, revision)
             place = state.place_of(store)
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
         await self.commit(
-            actor, lambda state: Plan(changes=keys.rotate(state, store, external_key_id, label, owned=owned, now=now))
+            actor,
+            lambda state: Plan(
+                changes=_at(state, keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision)
+            ),
         )
         return self.key(actor, store, external_key_id)
 
@@ -239,10 +247,14 @@ class Service:
         await self.commit(actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision)))
         return self.key(actor, store, external_key_id)
 
-    async def enable_key(self, actor: Actor, store: str, external_key_id: str, enabled: bool) -> Key:
+    async def enable_key(
+        self, actor: Actor, store: str, external_key_id: str, enabled: bool, revision: int | None = None
+    ) -> Key:
         """Enable or disable."""
         actor.require("operate", store)
-        await self.commit(actor, lambda state: Plan(changes=keys.set_enabled(state, store, external_key_id, enabled)))
+        await self.commit(
+            actor, lambda state: Plan(changes=_at(state, keys.set_enabled(state, store, external_key_id, enabled), revision))
+        )
         return self.key(actor, store, external_key_id)
 
     async def delete_key(
@@ -339,10 +351,12 @@ class Service:
         with self._store.reading() as state:
             return state.operators[request.name], token
 
-    async def delete_operator(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
+    async def delete_operator(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
         actor.require("manage")
-        await self.commit(actor, lambda state: Plan(changes=operators.delete(state, name, now=_now())), dry_run=dry_run)
+        await self.commit(
+            actor, lambda state: Plan(changes=_at(state, operators.delete(state, name, now=_now()), revision)), dry_run=dry_run
+        )
 
     def list_operators(self, actor: Actor) -> list[Operator]:
         """By name."""
@@ -357,10 +371,12 @@ class Service:
         with self._store.reading() as state:
             return state.aws_connections[request.name]
 
-    async def delete_connection(self, actor: Actor, name: str, *, dry_run: bool = False) -> None:
+    async def delete_connection(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """One that no linked store uses."""
         actor.require("manage")
-        await self.commit(actor, lambda state: Plan(changes=operators.delete_connection(state, name)), dry_run=dry_run)
+        await self.commit(
+            actor, lambda state: Plan(changes=_at(state, operators.delete_connection(state, name), revision)), dry_run=dry_run
+        )
 
     def list_connections(self, actor: Actor) -> list[AwsConnection]:
         """By name."""
@@ -469,6 +485,13 @@ class RunsInThread(Protocol):
 
     async def __call__(self, work: Callable[[], Answer]) -> Answer:
         """The result of work()."""
+
+
+def _at(state: State, changes: list[Change], revision: int | None) -> list[Change]:
+    """The changes, if the last object that they change is at the revision that the client has seen. Refused when it is not."""
+    if changes and changes[-1].before is not None:
+        check_revision(state, changes[-1].before, revision)
+    return changes
 
 
 def _unconfirmed(confirmation: Confirmation) -> str:

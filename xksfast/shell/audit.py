@@ -88,7 +88,8 @@ def _newest(shell: Shell, filters: dict[str, Any], most: int, after_seq: int) ->
 
 def _line(event: dict[str, Any]) -> str:
     when = session.moment(event["at_ms"] / 1000)
-    return f"{when}  {event['seq']:>6}  {event['action']:<22} {event['id']}  by {event['actor']} from {event['origin']}{_changes(event)}"
+    by = f"by {event['actor']} from {event['origin']}"
+    return f"{when}  {event['seq']:>6}  {event['action']:<22} {event['id']}  {by}{_changes(event)}"
 
 
 def _changes(event: dict[str, Any]) -> str:

@@ -192,11 +192,11 @@ class Client:
 
     def _unreachable(self, error: Exception) -> RequestFailed:
         text = str(error)
+        look = "look whether the change was made (`xksfast audit tail`) before you repeat it"
         if "CERTIFICATE_VERIFY_FAILED" in text:
             fault = text.partition("CERTIFICATE_VERIFY_FAILED] ")[2].partition(" (_ssl")[0] or "not trusted"
-            return RequestFailed(
-                f"{self.url}: its certificate is not accepted: {fault}. Name its CA with --ca or {CA_VARIABLE}, and the host as the certificate does"
-            )
+            next = f"Name its CA with --ca or {CA_VARIABLE}, and the host as the certificate does"
+            return RequestFailed(f"{self.url}: its certificate is not accepted: {fault}. {next}")
         if "WRONG_VERSION_NUMBER" in text or "record layer" in text.lower():
             return RequestFailed(f"{self.url} does not speak TLS: try http:// when it is on this machine")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
@@ -205,12 +205,8 @@ class Client:
                 f"Say where its admin listener is with --admin or {URL_VARIABLE}"
             )
         if isinstance(error, httpx.TimeoutException):
-            return RequestFailed(
-                f"{self.url} did not answer in time: look whether the change was made (`xksfast audit tail`) before you repeat it"
-            )
-        return RequestFailed(
-            f"{self.url}: the connection was lost ({type(error).__name__}): look whether the change was made (`xksfast audit tail`) before you repeat it"
-        )
+            return RequestFailed(f"{self.url} did not answer in time: {look}")
+        return RequestFailed(f"{self.url}: the connection was lost ({type(error).__name__}): {look}")
 
 
 _JSON = {"Content-Type": "application/json"}

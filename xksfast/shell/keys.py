@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast key create|list|show|update|rotate|versions|enable|disable|block|unblock|delete`; link|sync|schedule-deletion|cancel-deletion."""
+"""`xksfast key`: create, list, show, update, rotate, enable, block, delete, and their like in AWS."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every command has in common: where the server is, how answers are shown, questions, progress.
 
-A command is a function whose first parameter is a Shell; `command` gives it the options --admin, --token-file, --ca and --json. Data goes
-to stdout, everything else to stderr.
+A command is a function whose first parameter is a Shell; `command` gives it the options --admin, --token-file, --ca and --json. Data
+goes to stdout, everything else to stderr.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`xksfast store create|list|show|update|delete|block|unblock|teardown|credentials-file`; link|connect|disconnect|sync|push|link-keys."""
+"""`xksfast store`: create, list, show, update, block, delete, and their like in AWS."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The administration of one node, real but for workers and tokens: SQLite, sealing, the service, and a TLS listener in a thread of its own."""
+"""The administration of one node, real but for workers and tokens: SQLite, sealing, the service, a TLS listener. In its own thread."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from xksfast.config import State as StateConfig
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.proxy.listener import bind
+from xksfast.state.chain import CHECKPOINT_LABEL
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.events import Change, Event
@@ -156,7 +157,7 @@ class Rig:
             lambda: self.database,
             self._run,
             open_another=lambda: Database.open(state.url),
-            is_mac=lambda data, mac: self.sealer.verify_mac("checkpoint", data, mac),
+            is_mac=lambda data, mac: self.sealer.verify_mac(CHECKPOINT_LABEL, data, mac),
             seq=lambda: self.store.seq,
         )
         self.parts = Parts(

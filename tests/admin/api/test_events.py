@@ -79,6 +79,7 @@ def test_connections_and_operators_come_and_go(admin: httpx.Client) -> None:
     )
     assert "did you mean 'prod'" in admin.get("/v1/aws-connections/prd").json()["detail"]
     assert admin.delete("/v1/aws-connections/prod", params={"dry_run": "true"}).status_code == 200
+    assert admin.delete("/v1/aws-connections/prod", headers={"If-Match": '"1"'}).status_code == 412
     assert admin.delete("/v1/aws-connections/prod").status_code == 204
     shown = admin.get("/v1/operators/auditor").json()
     assert (shown["role"], shown["stores"]) == ("auditor", [])

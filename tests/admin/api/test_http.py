@@ -8,11 +8,14 @@ import json
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.admin.api.rig import Rig, running
 from tests.admin.api.test_stores import LOCAL, new_store
@@ -86,6 +89,38 @@ def test_the_value_is_not_echoed_since_it_may_be_a_secret(admin: httpx.Client) -
         assert secret not in answer.text
 
 
+PLACES = (
+    lambda secret: ("POST", "/v1/stores", {"name": secret, **LOCAL}),
+    lambda secret: ("POST", "/v1/stores", {"name": "s", "region": "us-east-1", "key_source": secret}),
+    lambda secret: (
+        "POST",
+        "/v1/stores",
+        {"name": "s", "credentials": [{"access_key_id": secret, "secret_access_key": secret}], **LOCAL},
+    ),
+    lambda secret: ("POST", "/v1/stores", {"name": "s", "credentials": secret, **LOCAL}),
+    lambda secret: ("POST", "/v1/stores/absent/credentials", {"access_key_id": "A" * 20, "secret_access_key": [secret]}),
+    lambda secret: ("POST", "/v1/stores/absent/credentials", secret),
+    lambda secret: ("PATCH", "/v1/stores/absent", {"max_credentials": secret}),
+    lambda secret: ("POST", "/v1/bulk", {"action": secret}),
+    lambda secret: (
+        "POST",
+        "/v1/apply",
+        {"key_stores": {"s": {"region": "us-east-1", "credentials": [{"secret_access_key": secret}]}}},
+    ),
+)
+
+
+@given(st.sampled_from(PLACES), st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567+/", min_size=43, max_size=64))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_problem_of_a_value_quotes_it(
+    admin: httpx.Client, place: Callable[[str], tuple[str, str, object]], secret: str
+) -> None:
+    method, path, body = place(secret)
+    answer = admin.request(method, path, json=body)
+    assert 400 <= answer.status_code < 500
+    assert secret not in answer.text
+
+
 @pytest.mark.parametrize(("path", "limit"), [("/v1/stores", MAX_BODY_BYTES), ("/v1/apply", MAX_APPLY_BYTES)])
 def test_a_body_over_the_limit_is_refused_with_and_without_a_length(rig: Rig, path: str, limit: int) -> None:
     with rig.client() as client:
@@ -133,10 +168,20 @@ def test_a_repeated_request_is_answered_with_the_first_answer_and_its_secret(rig
     kept = b"".join(file.read_bytes() for file in rig.directory.glob("xksfast.db*"))
     assert secret.encode() not in kept
     is_problem(admin.post("/v1/stores", json={**body, "description": "x"}, headers=headers), 409, "idempotency-key-reused")
-    is_problem(admin.post("/v1/stores/once/block", headers=headers), 409, "idempotency-key-reused")
+    is_problem(admin.post("/v1/stores/once/credentials", headers=headers), 409, "idempotency-key-reused")
     with rig.client("operator") as other:  # whose key it is counts too
-        assert other.post("/v1/stores/once/block", headers=headers).status_code == 200
+        assert other.post("/v1/stores/once/credentials", headers=headers).status_code == 201
     is_problem(admin.post("/v1/stores", json=body, headers={"Idempotency-Key": "x" * 129}), 422, "idempotency-key-invalid")
+
+
+def test_a_block_is_carried_out_again_whatever_its_key(admin: httpx.Client) -> None:
+    new_store(admin, "reblocked")
+    for _ in range(2):
+        answer = admin.post("/v1/stores/reblocked/block", headers={"Idempotency-Key": "block"})
+        assert REPLAYED_HEADER not in answer.headers
+        assert admin.get("/v1/stores/reblocked").json()["blocked"] is True
+        assert admin.post("/v1/stores/reblocked/unblock", headers={"Idempotency-Key": "unblock"}).status_code == 200
+        assert admin.get("/v1/stores/reblocked").json()["blocked"] is False
 
 
 def test_a_refused_request_may_be_tried_again_with_its_key(rig: Rig, admin: httpx.Client) -> None:

@@ -51,6 +51,17 @@ def test_a_key_lives_from_create_to_delete(admin: httpx.Client, store: str) -> N
     assert admin.get(where).status_code == 404
 
 
+def test_every_change_of_a_key_is_refused_when_somebody_was_faster(admin: httpx.Client, store: str) -> None:
+    seen = f'"{new_key(admin, store, "hot")["revision"]}"'
+    where = f"/v1/stores/{store}/keys/hot"
+    admin.patch(where, json={"alias": "changed"})
+    for method, path in (("POST", "/rotate"), ("POST", "/disable"), ("PATCH", ""), ("DELETE", "")):
+        answer = admin.request(method, where + path, headers={"If-Match": seen}, json={} if method == "PATCH" else None)
+        assert (answer.status_code, answer.json()["rule"]) == (412, "revision-changed"), path
+    now = admin.get(where).headers["etag"]
+    assert admin.post(where + "/rotate", headers={"If-Match": now}).json()["version"] == 2
+
+
 def test_a_key_of_a_group_is_made_in_its_tokens(rig: Rig, admin: httpx.Client) -> None:
     new_store(admin, "hsm", key_source=None, partition_group="main")
     label = new_key(admin, "hsm", "orders")["label"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The app: every noun's routes, and the description at /openapi.json.
 
-A newcomer's trap: FastAPI makes its routing table at the first request, and the description takes longer still. Neither may happen on the
-loop that the kill switch runs on, so both are made in a thread.
+A newcomer's trap: FastAPI makes its routing table at the first request, and the description takes longer still. Neither may happen on
+the loop that the kill switch runs on, so both are made in a thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from xksfast._version import __version__
 from xksfast.admin.api import (
@@ -39,8 +39,8 @@ DESCRIPTION_PATH = "/openapi.json"
 _DESCRIPTION = """\
 Administration of an xksfast proxy. Send the token of an operator as `Authorization: Bearer xkt_…`.
 
-Every refusal is `application/problem+json`: `rule` is stable, `field` names the member at fault, `next` says what to do. Objects have an
-`ETag`, and changes take `If-Match`. A POST that makes or changes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
+Every refusal is `application/problem+json`: `rule` is stable, `field` names the member at fault, `next` says what to do. Objects have
+an `ETag`, and changes take `If-Match`. A POST that makes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
 `cursor`, and a `Link` header. Answers that show a secret must not be kept by anything on their way: it is shown this once.
 """
 _NOUNS = (stores, credentials, keys, links, bulk, operators, connections, nodes, events, apply, peers)
@@ -76,7 +76,7 @@ def build_app(parts: Parts) -> FastAPI:
 
 def _prepare(parts: Parts) -> FastAPI:
     app = build_app(parts)
-    scope = {
+    scope: Scope = {
         "type": "http", "http_version": "1.1", "method": "GET", "scheme": "https", "path": "/", "raw_path": b"/",
         "root_path": "", "query_string": b"", "headers": [], "client": None, "server": None,
     }  # fmt: skip

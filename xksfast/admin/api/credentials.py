@@ -8,13 +8,11 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, RepeatableRoute, answer, gone
+from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, IfMatch, answer, gone, revision_of
 from xksfast.admin.api.views import CredentialView, IssuedView, Page, credential_view, issued_view
 from xksfast.admin.requests import CredentialGiven
 
-router = APIRouter(
-    prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=RepeatableRoute, dependencies=[BEARER]
-)
+router = APIRouter(prefix="/v1/stores/{store}/credentials", tags=["credentials"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.post(
@@ -49,11 +47,11 @@ async def list_credentials(
     status_code=204,
     response_class=Response,
     summary="Remove a credential",
-    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409)},
+    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409, 412)},
 )
 async def remove_credential(
-    store: str, access_key_id: str, parts: PartsIn, actor: ActorIn, dry_run: DryRun = False
+    store: str, access_key_id: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None, dry_run: DryRun = False
 ) -> Response:
     """Requests signed with it are refused from then on. The last one of a store stays."""
-    await parts.service.remove_credential(actor, store, access_key_id, dry_run=dry_run)
+    await parts.service.remove_credential(actor, store, access_key_id, revision_of(if_match), dry_run=dry_run)
     return gone(dry_run, f"remove credential {access_key_id} of key store {store}")

@@ -25,7 +25,7 @@ Moment = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Unix milliseconds; 
 
 
 class VerdictView(View):
-    """Whether the log is whole. problems: a sentence each. head: the hash of its last event; whoever keeps it can prove the log later."""
+    """Whether the log is whole. problems: a sentence each. head: the hash of its last event; whoever keeps it can prove the log."""
 
     ok: bool
     events: int

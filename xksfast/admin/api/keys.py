@@ -12,11 +12,11 @@ from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import (
     BEARER,
+    AdminRoute,
     DryRun,
     DryRunResult,
     IdempotencyKey,
     IfMatch,
-    RepeatableRoute,
     answer,
     gone,
     revision_of,
@@ -25,7 +25,7 @@ from xksfast.admin.api.views import ConfirmationView, KeyView, Page, VersionsVie
 from xksfast.admin.requests import Block, KeyCreate, KeyRotate, KeyUpdate
 from xksfast.state.objects import Key
 
-router = APIRouter(prefix="/v1/stores/{store}/keys", tags=["keys"], route_class=RepeatableRoute, dependencies=[BEARER])
+router = APIRouter(prefix="/v1/stores/{store}/keys", tags=["keys"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.post("", status_code=201, response_model=KeyView, summary="Create a key", responses=documented(404, 409, 413))
@@ -102,7 +102,7 @@ async def delete_key(
     "/{key}/rotate",
     response_model=KeyView,
     summary="Rotate a key: a new version encrypts from now on",
-    responses=documented(404, 409, 413),
+    responses=documented(404, 409, 412, 413),
 )
 async def rotate_key(
     store: str,
@@ -110,22 +110,23 @@ async def rotate_key(
     parts: PartsIn,
     actor: ActorIn,
     request: KeyRotate | None = None,
+    if_match: IfMatch = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All former versions go on decrypting."""
-    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate()))
+    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision_of(if_match)))
 
 
-@router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409))
-async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+@router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409, 412))
+async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS may use it again."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, True))
+    return _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
 
 
-@router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409))
-async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+@router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409, 412))
+async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS is told that the key is disabled."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, False))
+    return _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
 
 
 @router.post(
@@ -134,15 +135,13 @@ async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idem
     summary="Block a key: it is not served any more",
     responses=documented(404, 413),
 )
-async def block_key(
-    store: str, key: str, parts: PartsIn, actor: ActorIn, request: Block | None = None, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def block_key(store: str, key: str, parts: PartsIn, actor: ActorIn, request: Block | None = None) -> Response:
     """The kill switch for one key. Asking again confirms again."""
     return answer(confirmation_view(await parts.service.block_key(actor, store, key, request.reason if request else "")))
 
 
 @router.post("/{key}/unblock", response_model=ConfirmationView, summary="Serve a key again", responses=documented(404, 409))
-async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Says which nodes serve it."""
     return answer(confirmation_view(await parts.service.unblock_key(actor, store, key)))
 

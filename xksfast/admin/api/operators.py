@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, DryRun, DryRunResult, IdempotencyKey, RepeatableRoute, answer, gone
+from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, IfMatch, answer, gone, revision_of
 from xksfast.admin.api.views import OperatorCreated, OperatorView, Page, WhoAmI, operator_view
 from xksfast.admin.refusals import no_such
 from xksfast.admin.requests import OperatorCreate
 from xksfast.toml_reader import nearest
 
-router = APIRouter(tags=["operators"], route_class=RepeatableRoute, dependencies=[BEARER])
+router = APIRouter(tags=["operators"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.get("/v1/whoami", response_model=WhoAmI, summary="Whose token this is", responses=documented())
@@ -67,9 +67,11 @@ async def get_operator(name: str, parts: PartsIn, actor: ActorIn) -> Response:
     status_code=204,
     response_class=Response,
     summary="Delete an operator",
-    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409)},
+    responses={200: {"model": DryRunResult, "description": "Dry run"}, **documented(404, 409, 412)},
 )
-async def delete_operator(name: str, parts: PartsIn, actor: ActorIn, dry_run: DryRun = False) -> Response:
+async def delete_operator(
+    name: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None, dry_run: DryRun = False
+) -> Response:
     """Its token is refused from then on. The last admin stays."""
-    await parts.service.delete_operator(actor, name, dry_run=dry_run)
+    await parts.service.delete_operator(actor, name, revision_of(if_match), dry_run=dry_run)
     return gone(dry_run, f"delete operator {name}; its token is refused from then on")

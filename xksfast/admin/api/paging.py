@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializeAsAny
 
 from xksfast.admin.api.route import answer
 from xksfast.admin.api.views import Page
@@ -52,7 +52,7 @@ def page_answer(request: Request, items: list[Shown], next_cursor: str | None) -
     if next_cursor is not None:
         rest = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
         headers["Link"] = f'<{request.url.path}?{urlencode([*rest, ("cursor", next_cursor)])}>; rel="next"'
-    return answer(Page[type(items[0]) if items else BaseModel](items=items, next=next_cursor), headers=headers)  # type: ignore[misc]
+    return answer(Page[SerializeAsAny[BaseModel]](items=items, next=next_cursor), headers=headers)
 
 
 def encode_cursor(name: str) -> str:

@@ -65,8 +65,9 @@ class LogVerdict:
 
 @dataclass
 class Parts:
-    """reading: the state; nothing changes within the with block. groups: partition groups of the configuration. peers, linking: None, there are none.
+    """reading: the state; nothing changes within the with block. groups: partition groups of the configuration.
 
+    peers, linking: None, there are none.
     Each function that is awaited may raise OperatorError, which is answered as 503.
     """
 

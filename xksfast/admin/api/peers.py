@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocks that other nodes tell this one directly, since the kill switch cannot wait for a database.
 
-How they are authenticated stands in admin/peers.py. On top of that a MAC is taken once: whoever recorded a message cannot block again with
-it what was unblocked since.
+How they are authenticated stands in admin/peers.py. On top of that a MAC is taken once: whoever recorded a message cannot block again
+with it what was unblocked since.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ router = APIRouter(tags=["peers"])
 
 
 class PeerDoor:
-    """authentic: of (time stamp, MAC, body), whether a node of ours sent it just now. enforce: returns when nothing more of it is served."""
+    """authentic: of (time stamp, MAC, body), whether a node of ours sent it just now. enforce: returns when it is in force."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Idempotency-Key: a POST that is sent again by the same operator with the same key gets the first answer again.
 
-Kept in the database for KEPT_S, so that every node knows of it. Only what was done is kept: a refusal changed nothing, so the same key may
-be tried again. A newcomer's trap: an answer can show a secret, so what is kept is encrypted, under a key that only who can open the
+Kept in the database for KEPT_S, so that every node knows of it. Only what was done is kept: a refusal changed nothing, so the same key
+may be tried again. A newcomer's trap: an answer can show a secret, so what is kept is encrypted, under a key that only who can open the
 state's secrets has.
 """
 

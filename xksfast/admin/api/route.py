@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
@@ -24,20 +25,23 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class AdminRoute(APIRoute):
-    """A route that only operators reach."""
+    """A route that only operators reach. One that takes an idempotency_key is carried out once for each key.
 
-    repeatable = False
+    What is so already when it is asked for again (a block, a disabled key) takes none: an answer from the day before must never stand
+    for a block that was lifted since.
+    """
 
     def get_route_handler(self) -> Handler:
         """Authenticate, then what FastAPI does; a POST that may be repeated is carried out once."""
         original = super().get_route_handler()
+        repeatable = "idempotency_key" in inspect.signature(self.endpoint).parameters
 
         async def handle(request: Request) -> Response:
             parts = request.app.state.parts
             address = request.client.host if request.client else "local"
             actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
             request.state.actor = actor
-            given = request.headers.get("idempotency-key") if self.repeatable and request.method == "POST" else None
+            given = request.headers.get("idempotency-key") if repeatable else None
             if given is None:
                 return await original(request)
             key = replays.checked_key(actor.name, given)
@@ -54,12 +58,6 @@ class AdminRoute(APIRoute):
                 return response
 
         return handle
-
-
-class RepeatableRoute(AdminRoute):
-    """Its POSTs take an Idempotency-Key."""
-
-    repeatable = True
 
 
 # --- what routes take

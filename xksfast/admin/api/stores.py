@@ -12,11 +12,11 @@ from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import (
     BEARER,
+    AdminRoute,
     DryRun,
     DryRunResult,
     IdempotencyKey,
     IfMatch,
-    RepeatableRoute,
     answer,
     gone,
     revision_of,
@@ -37,7 +37,7 @@ from xksfast.admin.api.views import (
 from xksfast.admin.requests import Block, StoreCreate, StoreUpdate
 from xksfast.state.objects import KeyStore
 
-router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=RepeatableRoute, dependencies=[BEARER])
+router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.post(
@@ -121,9 +121,7 @@ async def delete_store(
     summary="Block a key store: nothing of it is served any more",
     responses=documented(404, 413),
 )
-async def block_store(
-    store: str, parts: PartsIn, actor: ActorIn, request: Block | None = None, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def block_store(store: str, parts: PartsIn, actor: ActorIn, request: Block | None = None) -> Response:
     """The kill switch. Says which nodes have confirmed, and after how many milliseconds. Asking again confirms again."""
     return answer(confirmation_view(await parts.service.block_store(actor, store, request.reason if request else "")))
 
@@ -131,7 +129,7 @@ async def block_store(
 @router.post(
     "/{store}/unblock", response_model=ConfirmationView, summary="Serve a key store again", responses=documented(404, 409)
 )
-async def unblock_store(store: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+async def unblock_store(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Says which nodes serve it."""
     return answer(confirmation_view(await parts.service.unblock_store(actor, store)))
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers that tell how far the work is: JSON lines. A newcomer's trap: work that was begun goes on when its client has gone, since half
-of it is the worst of all ends; its outcome is in the event log."""
+"""Answers that tell how far the work is: JSON lines.
+
+A newcomer's trap: work that was begun goes on when its client has gone, since half of it is the worst of all ends; its outcome is in
+the event log.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as scripts use them: arguments, one JSON value on stdout, exit codes, and words when something is not there."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.admin.api.rig import Rig
+from tests.servers import free_port
+from xksfast import cli
+
+DONE, FAILED, USAGE, REFUSED, IN_PART = range(5)
+LOCAL = ("--region", "us-east-1", "--key-source", "local")
+
+
+@dataclass
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its only line on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+Xksfast = Callable[..., Ran]
+
+
+@pytest.fixture
+def xksfast(rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Xksfast:
+    """Runs a command in this process, as an admin."""
+    monkeypatch.setenv("XKSFAST_ADMIN_URL", rig.url)
+    monkeypatch.setenv("XKSFAST_ADMIN_TOKEN", rig.tokens["admin"])
+    monkeypatch.setenv("XKSFAST_ADMIN_CA", str(rig.ca_file))
+
+    def run(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["xksfast", *arguments])
+        capfd.readouterr()
+        code = cli.main()
+        said = capfd.readouterr()
+        lines = [line for line in said.err.splitlines(keepends=True) if not line.startswith('{"ts":')]  # the listener's log
+        return Ran(code, said.out, "".join(lines))
+
+    return run
+
+
+@pytest.fixture
+def store(xksfast: Xksfast, request: pytest.FixtureRequest) -> str:
+    """A key store of the test's own."""
+    name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60]
+    assert xksfast("store", "create", name, "--uri-path-prefix", f"/{name}", *LOCAL).code == DONE
+    return str(name)
+
+
+# --- the contract's own lines
+
+
+def test_store_create_as_in_the_contract(xksfast: Xksfast) -> None:
+    ran = xksfast("store", "create", "payments", "--uri-path-prefix", "/payments", *LOCAL, "--max-credentials", "4", "--json")
+    assert ran.code == DONE
+    assert (ran.json["name"], ran.json["uri_path_prefix"], ran.json["max_credentials"]) == ("payments", "/payments", 4)
+    assert ran.json["credential"].keys() >= {"access_key_id", "secret_access_key"}
+    hsm = xksfast(
+        "store", "create", "in-hsm", "--uri-path-prefix", "/h", "--region", "us-east-1", "--partition-group", "main", "--json"
+    )
+    assert hsm.json["key_source"] == "pkcs11"
+
+
+def test_key_create_and_rotate_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+    made = xksfast("key", "create", store, "orders", "--usage", "ENCRYPT,DECRYPT", "--json").json
+    assert (made["external_key_id"], made["version"], made["state"]) == ("orders", 1, "ENABLED")
+    assert xksfast("key", "rotate", store, "orders", "--json").json["version"] == 2
+    versions = xksfast("key", "versions", store, "orders", "--json").json
+    assert [version["number"] for version in versions] == [1, 2]
+
+
+def test_credential_rotate_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+    issued = xksfast("credential", "rotate", store, "--json").json
+    assert issued.keys() >= {"access_key_id", "secret_access_key"}
+    listed = xksfast("credential", "list", store, "--json").json
+    assert [each["access_key_id"] for each in listed][-1] in {each["access_key_id"] for each in listed}
+    assert len(listed) == 2
+    oldest = next(each for each in listed if each["superseded_at"])
+    assert xksfast("credential", "remove", store, oldest["access_key_id"], "--json").json["removed"] is True
+
+
+def test_store_block_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+    ran = xksfast("store", "block", store, "--json")
+    assert ran.code == DONE
+    assert ran.json["confirmed"][0]["node"] == "n1"
+    assert ran.json["confirmed"][0]["ms"] > 0
+    assert ran.json["pending"] == []
+    assert xksfast("store", "unblock", store, "--json").code == DONE
+    assert xksfast("key", "create", store, "orders").code == DONE
+    assert xksfast("key", "block", store, "orders", "--json").json["pending"] == []
+    assert xksfast("key", "show", store, "orders", "--json").json["blocked"] is True
+
+
+# --- exit codes
+
+
+def test_a_block_that_a_node_does_not_confirm_is_done_in_part(rig: Rig, xksfast: Xksfast, store: str) -> None:
+    rig.other_nodes.says = {"n2": "it is on fire"}
+    try:
+        ran = xksfast("store", "block", store, "--json")
+        many = xksfast("store", "block", store, store + "-absent")
+    finally:
+        rig.other_nodes.says = {}
+    assert ran.code == IN_PART
+    assert ran.json["pending"] == ["n2: it is on fire"]
+    assert "not confirmed by n2: it is on fire" in ran.err
+    assert many.code == REFUSED  # neither of the two is done
+
+
+def test_a_rule_is_named_with_exit_code_3(xksfast: Xksfast, store: str) -> None:
+    xksfast("key", "create", store, "orders")
+    ran = xksfast("store", "delete", store, "--json")
+    assert (ran.code, ran.out) == (REFUSED, "")
+    assert "[store-has-keys]" in ran.err
+    assert f"xksfast store teardown {store}" in ran.err
+    steps = xksfast("store", "teardown", store, "--json").json
+    for step in steps:
+        assert xksfast(*step["command"].split()[1:]).code == DONE, step
+    assert xksfast("store", "show", store).code == REFUSED
+
+
+def test_every_wrong_value_is_named(xksfast: Xksfast) -> None:
+    ran = xksfast("store", "create", "wrong", "--region", "us-east-1", "--max-credentials", "99", "--on-stale", "maybe")
+    assert ran.code == REFUSED
+    assert "max_credentials" in ran.err
+    assert "on_stale" in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["store", "bogus"],
+        ["store", "create", "no-region"],
+        ["store", "block"],
+        ["store", "block", "a", "--all"],
+        ["store", "create", "x", "--region", "us-east-1", "--tag", "novalue"],
+        ["key", "block", "payments"],
+        ["audit", "tail", "--since", "yesterday"],
+        ["apply", "/nonexistent.toml"],
+        ["stor", "list"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(xksfast: Xksfast, arguments: list[str]) -> None:
+    ran = xksfast(*arguments)
+    assert (ran.code, ran.out) == (USAGE, "")
+    assert "Traceback" not in ran.err
+    assert ran.err
+
+
+# --- the server that is not there
+
+
+def test_words_when_the_server_is_not_there(
+    xksfast: Xksfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rig: Rig
+) -> None:
+    url = f"https://localhost:{free_port()}"
+    ran = xksfast("store", "list", "--admin", url)
+    assert (ran.code, ran.out) == (FAILED, "")
+    assert f"nothing answers at {url}" in ran.err
+    assert "--admin" in ran.err
+    (tmp_path / "token").write_text("xkt_wrong\n")
+    wrong = xksfast("store", "list", "--token-file", str(tmp_path / "token"))
+    assert wrong.code == FAILED
+    assert "refuses the token" in wrong.err
+    assert "--token-file" in wrong.err
+    rig.forgive()
+    absent = xksfast("store", "list", "--token-file", str(tmp_path / "absent"))
+    assert (absent.code, "cannot be read" in absent.err) == (USAGE, True)
+    monkeypatch.delenv("XKSFAST_ADMIN_CA")
+    untrusted = xksfast("store", "list")
+    assert untrusted.code == FAILED
+    assert "certificate is not accepted" in untrusted.err
+    assert "XKSFAST_ADMIN_CA" in untrusted.err
+    plain = xksfast("store", "list", "--admin", "http://192.0.2.1:8444")
+    assert (plain.code, "in clear" in plain.err) == (USAGE, True)
+    monkeypatch.delenv("XKSFAST_ADMIN_TOKEN")
+    none = xksfast("store", "list")
+    assert (none.code, "no token" in none.err) == (USAGE, True)
+
+
+def test_words_when_the_certificate_is_of_another_host(xksfast: Xksfast, rig: Rig) -> None:
+    ran = xksfast("store", "list", "--admin", f"https://127.0.0.2:{rig.server.address[1]}")
+    assert ran.code == FAILED  # not listening there, or another name: both are told
+    assert "--admin" in ran.err or "certificate" in ran.err
+
+
+# --- many at once
+
+
+def test_many_keys_are_blocked_and_the_absent_one_is_named(xksfast: Xksfast, store: str) -> None:
+    for key in ("a", "b", "c"):
+        xksfast("key", "create", store, key)
+    ran = xksfast("key", "block", store, "a", "b", "absent", "--json")
+    assert ran.code == IN_PART
+    assert {each["name"]: bool(each["problem"]) for each in ran.json} == {
+        f"{store}/a": False,
+        f"{store}/b": False,
+        f"{store}/absent": True,
+    }
+    assert xksfast("key", "disable", store, "--all", "--json").code == DONE
+    assert {key["state"] for key in xksfast("key", "list", store, "--json").json} == {"DISABLED"}
+    tried = xksfast("key", "delete", store, "--all", "--dry-run", "--json")
+    assert {each["would"].split(";")[0] for each in tried.json} == {f"delete key {key} of key store {store}" for key in "abc"}
+    assert len(xksfast("key", "list", store, "--json").json) == 3
+    assert xksfast("key", "delete", store, "--all", "--json").code == DONE
+    assert xksfast("key", "list", store, "--json").json == []
+
+
+# --- secrets in files
+
+
+def test_secrets_can_go_to_files_that_only_their_owner_reads(xksfast: Xksfast, store: str, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("made.json", "console.json", "rotated.json", "token")]
+    ran = xksfast(
+        "store",
+        "create",
+        f"{store}-b"[:60],
+        "--uri-path-prefix",
+        "/filed",
+        *LOCAL,
+        "--credentials-file",
+        str(files[0]),
+        "--json",
+    )
+    assert "secret_access_key" not in ran.out
+    xksfast("store", "credentials-file", store, "--out", str(files[1]))
+    xksfast("credential", "rotate", store, "--out", str(files[2]))
+    xksfast("operator", "create", "filed", "--role", "auditor", "--token-out", str(files[3]))
+    for file in files:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    for file in files[:2]:
+        assert json.loads(file.read_text()).keys() == {"XksProxyUriPath", "XksProxyAuthenticationCredential"}
+    assert xksfast("operator", "whoami", "--token-file", str(files[3]), "--json").json["name"] == "filed"
+    before = len(xksfast("credential", "list", store, "--json").json)
+    again = xksfast("credential", "rotate", store, "--out", str(files[2]))
+    assert (again.code, "is there already" in again.err) == (USAGE, True)
+    assert len(xksfast("credential", "list", store, "--json").json) == before
+
+
+# --- for people
+
+
+def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Xksfast, store: str) -> None:
+    xksfast("key", "create", store, "orders", "--alias", "ledger")
+    for arguments in (["store", "list"], ["store", "show", store], ["key", "list", store], ["key", "show", store, "orders"],
+                      ["credential", "list", store], ["operator", "list"], ["aws", "list"], ["node", "list"],
+                      ["store", "teardown", store], ["audit", "tail"], ["audit", "verify"]):  # fmt: skip
+        ran = xksfast(*arguments)
+        assert ran.code == DONE, (arguments, ran)
+        assert ran.out, arguments
+        assert "\x1b[" not in ran.out, arguments
+    assert "orders" in xksfast("key", "list", store).out
+    assert store in xksfast("store", "list", "--name-prefix", store).out
+
+
+def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: Xksfast, store: str) -> None:
+    xksfast("store", "block", store, "--reason", "drill")
+    events = xksfast("audit", "tail", "--id", store, "--json").json
+    assert [event["action"] for event in events] == ["store.create", "store.block"]
+    assert [event["action"] for event in xksfast("audit", "tail", "--id", store, "-n", "1", "--json").json] == ["store.block"]
+    assert xksfast("audit", "tail", "--id", store, "--since", "2099-01-01T00:00", "--json").json == []
+    line = xksfast("audit", "tail", "--id", store, "--action", "store.block").out
+    assert "by operator:admin from 127.0.0.1" in line
+    assert "blocked" in line
+    verdict = xksfast("audit", "verify", "--json").json
+    assert verdict["ok"] is True
+
+
+def test_names_complete_from_the_server(xksfast: Xksfast, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from xksfast.shell import names
+
+    xksfast("key", "create", store, "orders")
+    assert names._stores(SimpleNamespace(params={}), store[:12]) == [store]  # type: ignore[arg-type]
+    assert names._keys(SimpleNamespace(params={"store": store}), "ord") == ["orders"]  # type: ignore[arg-type]
+    assert names._keys(SimpleNamespace(params={}), "") == []  # type: ignore[arg-type]
+    monkeypatch.setenv("XKSFAST_ADMIN_URL", f"https://localhost:{free_port()}")
+    assert names._stores(SimpleNamespace(params={}), "") == []  # type: ignore[arg-type]
+
+
+# --- apply
+
+
+@pytest.fixture
+def stores_toml(tmp_path: Path) -> Path:
+    secret = tmp_path / "git.secret"
+    secret.write_text("s" * 43 + "\n")
+    secret.chmod(0o600)
+    file = tmp_path / "stores.toml"
+    file.write_text(
+        """
+[key_stores.from-git]
+uri_path_prefix = "/from-git"
+region = "us-east-1"
+key_source = "local"
+[[key_stores.from-git.credentials]]
+access_key_id = "AAAAAAAAAAAAAAAAAAAA"
+secret_access_key_file = "git.secret"
+[key_stores.from-git.keys.orders]
+label = "from-git-orders-v1"
+create = true
+"""
+    )
+    return file
+
+
+def test_apply_shows_the_plan_does_it_and_has_nothing_to_do_then(xksfast: Xksfast, stores_toml: Path) -> None:
+    planned = xksfast("apply", str(stores_toml), "--dry-run")
+    assert planned.code == DONE
+    assert "+ from-git: key store in us-east-1, prefix /from-git, local keys, 1 credential" in planned.out
+    assert "+ from-git/orders: key with source key 'from-git-orders-v1', made when absent" in planned.out
+    assert xksfast("store", "show", "from-git").code == REFUSED
+    ran = xksfast("apply", str(stores_toml), "--json")
+    assert (ran.code, ran.json["done"], ran.json["failure"]) == (DONE, 2, "")
+    assert xksfast("key", "show", "from-git", "orders", "--json").json["label"] == "from-git-orders-v1"
+    again = xksfast("apply", str(stores_toml))
+    assert (again.code, "so already" in again.out) == (DONE, True)
+    assert "s" * 43 not in planned.out + planned.err + ran.out + ran.err
+
+
+def test_apply_says_what_is_wrong_with_the_file_and_changes_nothing(xksfast: Xksfast, stores_toml: Path) -> None:
+    stores_toml.with_name("git.secret").chmod(0o644)
+    ran = xksfast("apply", str(stores_toml))
+    assert (ran.code, "chmod 600" in ran.err) == (USAGE, True)
+    stores_toml.with_name("git.secret").chmod(0o600)
+    stores_toml.write_text(
+        stores_toml.read_text().replace('region = "us-east-1"', 'region = "nowhere"').replace("from-git", "bad-git")
+    )
+    ran = xksfast("apply", str(stores_toml))
+    assert ran.code == REFUSED
+    assert "key_stores.bad-git.region" in ran.err
+    stores_toml.write_text(stores_toml.read_text().replace("region", "regoin"))
+    ran = xksfast("apply", str(stores_toml))
+    assert (ran.code, "did you mean 'region'?" in ran.err) == (USAGE, True)
+
+
+def test_apply_that_stops_half_way_says_where(xksfast: Xksfast, stores_toml: Path) -> None:
+    text = stores_toml.read_text().replace("from-git", "half-git").replace("create = true", "create = false")
+    stores_toml.write_text(text)
+    ran = xksfast("apply", str(stores_toml))
+    assert ran.code == IN_PART
+    assert "half-git/orders: key with source key 'half-git-orders-v1'" in ran.err
+    assert "[no-such-source-key]" in ran.err
+    assert "1 of 2 steps were done" in ran.err
