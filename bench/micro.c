@@ -65,7 +65,7 @@ int main(void)
     require(xks_hex_decode(lines[4], 64, key) == XKS_OK, "key");
     require(xks_secret_pages_new(1, &pages, error) == XKS_OK && xks_secret_pages_write(pages, 0, key) == XKS_OK, "pages");
     require(xks_sigv4_keyring_new(lines[3], strlen(lines[3]), &ring) == XKS_OK, "keyring");
-    require(xks_sigv4_keyring_add(ring, lines[1], strlen(lines[1]), lines[2], pages, 0) == XKS_OK, "credential");
+    require(xks_sigv4_keyring_put(ring, lines[1], strlen(lines[1]), lines[2], pages, 0) == XKS_OK, "credential");
     for (size_t i = 0; i < header_count; i++) {
         headers[i] = (xks_header){span_of(lines[8 + 2 * i]), span_of(lines[9 + 2 * i])};
     }

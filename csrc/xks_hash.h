@@ -24,11 +24,11 @@ void xks_sha256_update(xks_sha256 *hash, const void *data, size_t len);
 void xks_sha256_final(xks_sha256 *hash, uint8_t digest[32]);
 void xks_sha256_once(const void *data, size_t len, uint8_t digest[32]);
 
-/* The two SHA-256 states after the padded key: a MAC under a known key then costs no key schedule.
- * Secret: wipe with xks_wipe(key, sizeof *key). */
+/* The two SHA-256 states after the padded key: a MAC under a known key then costs no key schedule. Only the chaining values are
+ * kept: there is one of these for each day of each credential. Secret: wipe with xks_wipe(key, sizeof *key). */
 typedef struct xks_hmac_key {
-    xks_sha256 inner;
-    xks_sha256 outer;
+    uint32_t inner[8];
+    uint32_t outer[8];
 } xks_hmac_key;
 
 void xks_hmac_key_init(xks_hmac_key *key, const uint8_t *secret, size_t secret_len);

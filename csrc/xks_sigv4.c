@@ -27,10 +27,10 @@ typedef struct signing_day {
 } signing_day;
 
 typedef struct known_credential {
-    char id[MAX_ACCESS_KEY_ID_BYTES];
     size_t id_len;
-    signing_day days[XKS_SIGV4_MAX_DAYS];
     size_t day_count;
+    signing_day days[XKS_SIGV4_MAX_DAYS];
+    char id[]; /* id_len bytes */
 } known_credential;
 
 struct xks_sigv4_keyring {
@@ -38,7 +38,7 @@ struct xks_sigv4_keyring {
     size_t region_len;
     xks_hmac_key nobody; /* a random key: what an unknown access key id is checked against */
     size_t credential_count;
-    known_credential credentials[XKS_SIGV4_MAX_CREDENTIALS];
+    known_credential *credentials[XKS_SIGV4_MAX_CREDENTIALS];
 };
 
 /* The Authorization header taken apart; every span points into the header's value. */
@@ -131,47 +131,110 @@ xks_status xks_sigv4_keyring_new(const char *region, size_t region_len, xks_sigv
     return XKS_OK;
 }
 
+static void free_credential(known_credential *known)
+{
+    xks_wipe(known, sizeof *known + known->id_len);
+    free(known);
+}
+
 void xks_sigv4_keyring_free(xks_sigv4_keyring *keyring)
 {
     if (keyring != NULL) {
+        for (size_t i = 0; i < keyring->credential_count; i++) {
+            free_credential(keyring->credentials[i]);
+        }
         xks_wipe(keyring, sizeof *keyring);
         free(keyring);
     }
 }
 
-xks_status xks_sigv4_keyring_add(xks_sigv4_keyring *keyring, const char *access_key_id, size_t access_key_id_len,
+/* The credential's index; credential_count when it is not known. */
+static size_t index_of(const xks_sigv4_keyring *keyring, const void *access_key_id, size_t access_key_id_len)
+{
+    size_t i = 0;
+    while (i < keyring->credential_count && (keyring->credentials[i]->id_len != access_key_id_len ||
+                                             memcmp(keyring->credentials[i]->id, access_key_id, access_key_id_len) != 0)) {
+        i++;
+    }
+    return i;
+}
+
+/* The day's index; day_count when there is no signing key for it. */
+static size_t day_of(const known_credential *known, const void *day)
+{
+    size_t i = 0;
+    while (i < known->day_count && memcmp(known->days[i].day, day, DAY_BYTES) != 0) {
+        i++;
+    }
+    return i;
+}
+
+xks_status xks_sigv4_keyring_put(xks_sigv4_keyring *keyring, const char *access_key_id, size_t access_key_id_len,
                                  const char day[8], const xks_secret_pages *pages, uint32_t slot)
 {
     const uint8_t *signing_key = xks_secret_pages_view(pages, slot);
     if (signing_key == NULL || !is_access_key_id((const uint8_t *)access_key_id, access_key_id_len) || !is_day(day)) {
         return XKS_BAD_INPUT;
     }
-    known_credential *found = NULL;
-    for (size_t i = 0; i < keyring->credential_count && found == NULL; i++) {
-        known_credential *known = &keyring->credentials[i];
-        if (known->id_len == access_key_id_len && memcmp(known->id, access_key_id, access_key_id_len) == 0) {
-            found = known;
-        }
-    }
-    if (found == NULL) {
-        if (keyring->credential_count == XKS_SIGV4_MAX_CREDENTIALS) {
-            return XKS_TOO_LONG;
-        }
-        found = &keyring->credentials[keyring->credential_count++];
-        memcpy(found->id, access_key_id, access_key_id_len);
-        found->id_len = access_key_id_len;
-    }
-    for (size_t i = 0; i < found->day_count; i++) {
-        if (memcmp(found->days[i].day, day, DAY_BYTES) == 0) {
-            return XKS_BAD_INPUT;
-        }
-    }
-    if (found->day_count == XKS_SIGV4_MAX_DAYS) {
+    size_t index = index_of(keyring, access_key_id, access_key_id_len);
+    if (index == XKS_SIGV4_MAX_CREDENTIALS) {
         return XKS_TOO_LONG;
     }
-    signing_day *added = &found->days[found->day_count++];
-    memcpy(added->day, day, DAY_BYTES);
-    xks_hmac_key_init(&added->key, signing_key, XKS_SECRET_SLOT_BYTES);
+    if (index == keyring->credential_count) {
+        known_credential *added = calloc(1, sizeof *added + access_key_id_len);
+        if (added == NULL) {
+            return XKS_SYSTEM;
+        }
+        memcpy(added->id, access_key_id, access_key_id_len);
+        added->id_len = access_key_id_len;
+        keyring->credentials[keyring->credential_count++] = added;
+    }
+    known_credential *known = keyring->credentials[index];
+    size_t at = day_of(known, day);
+    if (at == XKS_SIGV4_MAX_DAYS) {
+        return XKS_TOO_LONG;
+    }
+    known->day_count += at == known->day_count ? 1 : 0;
+    memcpy(known->days[at].day, day, DAY_BYTES);
+    xks_hmac_key_init(&known->days[at].key, signing_key, XKS_SECRET_SLOT_BYTES);
+    return XKS_OK;
+}
+
+xks_status xks_sigv4_keyring_keep_days(xks_sigv4_keyring *keyring, const char *access_key_id, size_t access_key_id_len,
+                                       const char *days, size_t day_count)
+{
+    size_t index = index_of(keyring, access_key_id, access_key_id_len);
+    if (index == keyring->credential_count) {
+        return XKS_NOT_FOUND;
+    }
+    known_credential *known = keyring->credentials[index];
+    size_t kept = 0;
+    for (size_t i = 0; i < known->day_count; i++) {
+        bool wanted = false;
+        for (size_t w = 0; w < day_count && !wanted; w++) {
+            wanted = memcmp(known->days[i].day, days + w * DAY_BYTES, DAY_BYTES) == 0;
+        }
+        if (wanted) {
+            known->days[kept++] = known->days[i];
+        }
+    }
+    xks_wipe(&known->days[kept], (known->day_count - kept) * sizeof known->days[0]);
+    known->day_count = kept;
+    return XKS_OK;
+}
+
+xks_status xks_sigv4_keyring_remove(xks_sigv4_keyring *keyring, const char *access_key_id, size_t access_key_id_len,
+                                    uint32_t *credential)
+{
+    size_t index = index_of(keyring, access_key_id, access_key_id_len);
+    *credential = (uint32_t)index;
+    if (index == keyring->credential_count) {
+        return XKS_NOT_FOUND;
+    }
+    free_credential(keyring->credentials[index]);
+    keyring->credential_count--;
+    memmove(&keyring->credentials[index], &keyring->credentials[index + 1],
+            (keyring->credential_count - index) * sizeof keyring->credentials[0]);
     return XKS_OK;
 }
 
@@ -469,23 +532,20 @@ static xks_sigv4_reason check_date(xks_span date, int64_t now)
 static const xks_hmac_key *find_key(const xks_sigv4_keyring *keyring, const authorization *auth, uint32_t *index,
                                     xks_sigv4_reason *reason)
 {
-    *reason = XKS_SIGV4_UNKNOWN_ACCESS_KEY_ID;
-    for (size_t i = 0; i < keyring->credential_count; i++) {
-        const known_credential *known = &keyring->credentials[i];
-        if (!equals_text(auth->access_key_id, known->id, known->id_len)) {
-            continue;
-        }
-        *index = (uint32_t)i;
-        *reason = XKS_SIGV4_NO_KEY_FOR_DAY;
-        for (size_t day = 0; day < known->day_count; day++) {
-            if (memcmp(known->days[day].day, auth->day.data, DAY_BYTES) == 0) {
-                *reason = XKS_SIGV4_ACCEPTED;
-                return &known->days[day].key;
-            }
-        }
-        break;
+    size_t found = index_of(keyring, auth->access_key_id.data, auth->access_key_id.len);
+    if (found == keyring->credential_count) {
+        *reason = XKS_SIGV4_UNKNOWN_ACCESS_KEY_ID;
+        return &keyring->nobody;
     }
-    return &keyring->nobody;
+    *index = (uint32_t)found;
+    const known_credential *known = keyring->credentials[found];
+    size_t day = day_of(known, auth->day.data); /* check_scope has seen that it has eight characters */
+    if (day == known->day_count) {
+        *reason = XKS_SIGV4_NO_KEY_FOR_DAY;
+        return &keyring->nobody;
+    }
+    *reason = XKS_SIGV4_ACCEPTED;
+    return &known->days[day].key;
 }
 
 static xks_sigv4_reason verify(const xks_sigv4_keyring *keyring, const xks_sigv4_request *request, int64_t now,

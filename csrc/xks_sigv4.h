@@ -3,11 +3,11 @@
  *
  * Layer:   protocol (may include primitives; never p11, never Python.h).
  * Memory:  _verify allocates nothing. A keyring owns its precomputed HMAC states and wipes them.
- * Threads: a keyring is immutable after its last _add; _verify may then run on any thread.
+ * Threads: one thread changes a keyring and verifies with it. While nobody changes it, _verify may run on any thread.
  * Source:  XKS Proxy API spec v1.0.3, Authentication and Appendix A; AWS Signature Version 4.
  *
  * A keyring holds, for one key store, every valid credential with its *derived* signing key for each UTC day that it
- * covers. The secrets themselves are not here: xks_sigv4_derive runs in the control process.
+ * covers; credentials and days come and go while it is in use. The secrets themselves are not here: xks_sigv4_derive runs in the control process.
  */
 #ifndef XKS_SIGV4_H
 #define XKS_SIGV4_H
@@ -63,17 +63,27 @@ typedef struct xks_sigv4_keyring xks_sigv4_keyring;
 XKS_MUST_CHECK xks_status xks_sigv4_keyring_new(const char *region, size_t region_len, xks_sigv4_keyring **out);
 void xks_sigv4_keyring_free(xks_sigv4_keyring *keyring);
 
-/* Adds the signing key in `slot` for one access key id (16..128 of A-Z a-z 0-9) and one day "YYYYMMDD".
- * XKS_TOO_LONG over XKS_SIGV4_MAX_CREDENTIALS or _MAX_DAYS; XKS_BAD_INPUT for an ill-formed id or day or the same pair twice. */
-XKS_MUST_CHECK xks_status xks_sigv4_keyring_add(xks_sigv4_keyring *keyring, const char *access_key_id,
+/* Puts in the signing key of `slot` for one access key id (16..128 of A-Z a-z 0-9) and one day "YYYYMMDD", in place of the one that
+ * is there. XKS_TOO_LONG over XKS_SIGV4_MAX_CREDENTIALS or _MAX_DAYS; XKS_BAD_INPUT for an ill-formed id or day or a slot that the pages
+ * do not have; XKS_SYSTEM when memory is out. Nothing is changed then. */
+XKS_MUST_CHECK xks_status xks_sigv4_keyring_put(xks_sigv4_keyring *keyring, const char *access_key_id,
                                                 size_t access_key_id_len, const char day[8],
                                                 const xks_secret_pages *pages, uint32_t slot);
+
+/* Wipes the signing keys of a credential for all days but these. days: day_count times 8 characters, any order.
+ * XKS_NOT_FOUND: there is no such credential. One without a day stays known, and nothing is authentic with it. */
+XKS_MUST_CHECK xks_status xks_sigv4_keyring_keep_days(xks_sigv4_keyring *keyring, const char *access_key_id,
+                                                      size_t access_key_id_len, const char *days, size_t day_count);
+
+/* Wipes a credential. *credential was its index: those with a greater one move up. XKS_NOT_FOUND: there is no such credential. */
+XKS_MUST_CHECK xks_status xks_sigv4_keyring_remove(xks_sigv4_keyring *keyring, const char *access_key_id,
+                                                   size_t access_key_id_len, uint32_t *credential);
 
 /* The signing key of one day, written to `slot`: HMAC chain over day, region, "kms-xks-proxy", "aws4_request". */
 XKS_MUST_CHECK xks_status xks_sigv4_derive(const xks_secret *secret_access_key, const char day[8], const char *region,
                                            size_t region_len, xks_secret_pages *pages, uint32_t slot);
 
-/* XKS_OK: authentic, and *credential is the index in order of first _add. XKS_NOT_AUTHENTIC: *reason says why.
+/* XKS_OK: authentic, and *credential is its index: in the order of their first _put, from 0. XKS_NOT_AUTHENTIC: *reason says why.
  * The hash and HMAC work is the same for a known and an unknown access key id; comparison is in constant time. */
 XKS_MUST_CHECK xks_status xks_sigv4_verify(const xks_sigv4_keyring *keyring, const xks_sigv4_request *request,
                                            int64_t now_unix_seconds, uint32_t *credential, xks_sigv4_reason *reason);

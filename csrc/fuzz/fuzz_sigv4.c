@@ -31,7 +31,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(key, 7, sizeof key);
     if (xks_sigv4_keyring_new("us-east-1", 9, &ring) != XKS_OK || xks_secret_pages_new(1, &pages, error) != XKS_OK ||
         xks_secret_pages_write(pages, 0, key) != XKS_OK ||
-        xks_sigv4_keyring_add(ring, "AKIDAAAAAAAAAAAAAAAA", 20, DAY, pages, 0) != XKS_OK) {
+        xks_sigv4_keyring_put(ring, "AKIDAAAAAAAAAAAAAAAA", 20, DAY, pages, 0) != XKS_OK) {
         abort();
     }
     xks_sigv4_request request = {.method = {(const uint8_t *)"POST", 4}, .headers = headers};

@@ -33,7 +33,7 @@ def keyring(*, region: str = REGION, days: tuple[str, ...] = ("20260303", "20260
     for access_key_id, secret in zip(IDS, SECRETS, strict=True):
         for day in days:
             derive_signing_key(Secret.from_bytes(secret.encode()), day, region, pages, slot)
-            ring.add(access_key_id, day, pages, slot)
+            ring.put(access_key_id, day, pages, slot)
             slot += 1
     return ring
 
@@ -186,13 +186,42 @@ def test_an_ill_formed_region_is_refused(region: str) -> None:
 def test_a_keyring_takes_at_most_twenty_credentials() -> None:
     ring, pages = Keyring(REGION), SecretPages.new(1)
     for i in range(20):
-        ring.add("AKID" + chr(65 + i) * 16, "20260304", pages, 0)
+        ring.put("AKID" + chr(65 + i) * 16, "20260304", pages, 0)
     with pytest.raises(NativeError, match="too long"):
-        ring.add("AKID" + "Z" * 16, "20260304", pages, 0)
+        ring.put("AKID" + "Z" * 16, "20260304", pages, 0)
 
 
-def test_the_same_credential_and_day_twice_is_refused() -> None:
+@given(st.data())
+def test_a_keyring_knows_at_each_moment_whom_it_should(data: st.DataObject) -> None:
+    """Credentials and days put in, replaced and removed in any order, against a plain dictionary."""
+    days = ("20260303", "20260304", "20260305")
+    ring, pages = Keyring(REGION), SecretPages.new(len(SECRETS) * len(days))
+    for slot, (secret, day) in enumerate((secret, day) for secret in SECRETS for day in days):
+        derive_signing_key(Secret.from_bytes(secret.encode()), day, REGION, pages, slot)
+    known: dict[int, dict[str, int]] = {}  # who -> day -> whose secret signs
+    for _ in range(data.draw(st.integers(1, 6))):
+        who = data.draw(st.integers(0, 1))
+        if data.draw(st.booleans()):
+            signs = data.draw(st.dictionaries(st.sampled_from(days), st.integers(0, 1), max_size=3))
+            ring.replace(IDS[who], {day: whose * len(days) + days.index(day) for day, whose in signs.items()}, pages)
+            if signs or who in known:
+                known[who] = signs
+        elif who in known:
+            assert ring.remove(IDS[who]) == list(known).index(who)
+            del known[who]
+        else:
+            with pytest.raises(NativeError, match="not found"):
+                ring.remove(IDS[who])
+    for who in (0, 1):
+        for whose in (0, 1):
+            headers = sign(secret=SECRETS[whose], access_key_id=IDS[who])
+            accepted = who in known and known[who].get("20260304") == whose
+            assert verify(headers, ring=ring)[0] == (list(known).index(who) if accepted else None)
+
+
+def test_a_credential_whose_signing_keys_are_not_there_stays_unknown() -> None:
     ring, pages = Keyring(REGION), SecretPages.new(1)
-    ring.add(IDS[0], "20260304", pages, 0)
-    with pytest.raises(NativeError):
-        ring.add(IDS[0], "20260304", pages, 0)
+    for signing_keys, given_pages in (({"20260304": 0}, None), ({"20260304": 0, "20260305": 1}, pages)):
+        with pytest.raises(NativeError, match=IDS[0]):
+            ring.replace(IDS[0], signing_keys, given_pages)
+        assert verify(sign(), ring=ring) == (None, "unknown_access_key_id")
