@@ -4,35 +4,25 @@
 #include <limits.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
+#include <string.h>
 
-/* Two contexts, because libcrypto runs the key schedule again when a context changes its direction. */
+/* One context for each direction, because libcrypto runs the key schedule again when a context changes its direction. Each takes some
+ * thirty times the room of the key and is made with the first use: a worker may hold a hundred thousand keys, few of them in use. */
 struct xks_aes_gcm_key {
-    EVP_CIPHER *cipher;
-    EVP_CIPHER_CTX *encrypting;
+    uint8_t bytes[XKS_AES256_KEY_BYTES];
+    EVP_CIPHER_CTX *encrypting; /* NULL: not used yet */
     EVP_CIPHER_CTX *decrypting;
-    size_t encrypting_iv_len; /* the IV length each context is set to */
-    size_t decrypting_iv_len;
+    uint8_t encrypting_iv_len; /* the IV length each context is set to */
+    uint8_t decrypting_iv_len;
 };
 
 xks_status xks_aes_gcm_key_new(const uint8_t key[32], xks_aes_gcm_key **out)
 {
-    xks_aes_gcm_key *made = calloc(1, sizeof *made);
-    *out = NULL;
-    if (made == NULL) {
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL) {
         return XKS_SYSTEM;
     }
-    made->cipher = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
-    made->encrypting = EVP_CIPHER_CTX_new();
-    made->decrypting = EVP_CIPHER_CTX_new();
-    made->encrypting_iv_len = XKS_GCM_IV_BYTES;
-    made->decrypting_iv_len = XKS_GCM_IV_BYTES;
-    if (made->cipher == NULL || made->encrypting == NULL || made->decrypting == NULL ||
-        EVP_EncryptInit_ex2(made->encrypting, made->cipher, key, NULL, NULL) != 1 ||
-        EVP_DecryptInit_ex2(made->decrypting, made->cipher, key, NULL, NULL) != 1) {
-        xks_aes_gcm_key_free(made);
-        return XKS_SYSTEM;
-    }
-    *out = made;
+    memcpy((*out)->bytes, key, sizeof (*out)->bytes);
     return XKS_OK;
 }
 
@@ -43,18 +33,37 @@ void xks_aes_gcm_key_free(xks_aes_gcm_key *key)
     }
     EVP_CIPHER_CTX_free(key->encrypting); /* libcrypto wipes the key schedules */
     EVP_CIPHER_CTX_free(key->decrypting);
-    EVP_CIPHER_free(key->cipher);
+    xks_wipe(key, sizeof *key);
     free(key);
 }
 
+/* The context of one direction, made when there is none yet. */
+static bool open_context(const xks_aes_gcm_key *key, int encrypts, EVP_CIPHER_CTX **context, uint8_t *iv_len)
+{
+    if (*context != NULL) {
+        return true;
+    }
+    EVP_CIPHER *cipher = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
+    EVP_CIPHER_CTX *made = EVP_CIPHER_CTX_new();
+    bool ok = cipher != NULL && made != NULL && EVP_CipherInit_ex2(made, cipher, key->bytes, NULL, encrypts, NULL) == 1;
+    EVP_CIPHER_free(cipher); /* the context has a reference of its own */
+    if (!ok) {
+        EVP_CIPHER_CTX_free(made);
+        return false;
+    }
+    *context = made;
+    *iv_len = XKS_GCM_IV_BYTES;
+    return true;
+}
+
 /* Set the IV, and its length only when it differs from the last one. */
-static bool set_iv(EVP_CIPHER_CTX *context, size_t *iv_len, xks_span iv)
+static bool set_iv(EVP_CIPHER_CTX *context, uint8_t *iv_len, xks_span iv)
 {
     if (*iv_len != iv.len) {
         if (EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_IVLEN, (int)iv.len, NULL) != 1) {
             return false;
         }
-        *iv_len = iv.len;
+        *iv_len = (uint8_t)iv.len;
     }
     return EVP_CipherInit_ex2(context, NULL, NULL, iv.data, -1, NULL) == 1;
 }
@@ -74,7 +83,8 @@ xks_status xks_aes_gcm_encrypt(xks_aes_gcm_key *key, xks_span iv, xks_span aad, 
     if (aad.len > INT_MAX || plaintext.len > INT_MAX) {
         return XKS_TOO_LONG;
     }
-    if (!set_iv(key->encrypting, &key->encrypting_iv_len, iv)) {
+    if (!open_context(key, 1, &key->encrypting, &key->encrypting_iv_len) ||
+        !set_iv(key->encrypting, &key->encrypting_iv_len, iv)) {
         return XKS_SYSTEM;
     }
     if (aad.len > 0 && EVP_EncryptUpdate(key->encrypting, NULL, &written, aad.data, (int)aad.len) != 1) {
@@ -103,7 +113,8 @@ xks_status xks_aes_gcm_decrypt(xks_aes_gcm_key *key, xks_span iv, xks_span aad, 
     if (aad.len > INT_MAX || ciphertext.len > INT_MAX) {
         return XKS_TOO_LONG;
     }
-    if (!set_iv(key->decrypting, &key->decrypting_iv_len, iv) ||
+    if (!open_context(key, 0, &key->decrypting, &key->decrypting_iv_len) ||
+        !set_iv(key->decrypting, &key->decrypting_iv_len, iv) ||
         EVP_CIPHER_CTX_ctrl(key->decrypting, EVP_CTRL_AEAD_SET_TAG, XKS_GCM_TAG_BYTES, (void *)(uintptr_t)tag.data) != 1) {
         goto out;
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* xks_aes_gcm.h - AES-256-GCM over libcrypto, key schedule kept.
+/* xks_aes_gcm.h - AES-256-GCM over libcrypto, key schedule kept from the first use on.
  *
  * Layer:   crypto (may include primitives; never p11, never Python.h).
- * Memory:  a key owns its libcrypto contexts and wipes them; inputs are borrowed, outputs are the caller's.
+ * Memory:  a key owns its bytes and its libcrypto contexts and wipes them; inputs are borrowed, outputs are the caller's.
  * Threads: one thread at a time per key (the context is reused).
  * Source:  NIST SP 800-38D. XKS allows IVs of 12 or 16 bytes and tags of 16 bytes only: everything else is refused here.
  */
