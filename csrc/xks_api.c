@@ -29,6 +29,9 @@ static const xks_api API = {
     .job_take = xks_job_take,
     .job_release = xks_job_release,
     .job_compose_aad = xks_job_compose_aad,
+    .job_compose_sample_aad = xks_job_compose_sample_aad,
+    .metadata_write = xks_metadata_write,
+    .metadata_read = xks_metadata_read,
 
     .local_run = xks_local_run,
 

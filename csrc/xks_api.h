@@ -11,14 +11,16 @@
 #include "xks_ckr_name.h"
 #include "xks_engine.h"
 #include "xks_job.h"
+#include "xks_metadata.h"
 #include "xks_random.h"
 #include "xks_sigv4.h"
 #include "xks_status.h"
 #include "xks_tls.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define XKS_API_ABI 2
+#define XKS_API_ABI 3
 
 typedef struct xks_api {
     uint32_t abi;
@@ -39,6 +41,9 @@ typedef struct xks_api {
     xks_status (*job_take)(xks_job_pool *pool, size_t aad_capacity, size_t input_capacity, xks_job **out);
     void (*job_release)(xks_job_pool *pool, xks_job *job);
     xks_status (*job_compose_aad)(xks_job *job, size_t aad_len);
+    xks_status (*job_compose_sample_aad)(xks_job *job, size_t aad_len, bool aad_present);
+    void (*metadata_write)(uint32_t version, uint8_t out[5]);
+    xks_status (*metadata_read)(const uint8_t *metadata, size_t len, uint32_t *version);
 
     void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job);
 

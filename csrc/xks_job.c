@@ -113,6 +113,11 @@ xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, xks_job **out)
     return XKS_OK;
 }
 
+static size_t composed_capacity(const xks_job *job)
+{
+    return XKS_AAD_OVERHEAD_BYTES + job->aad_capacity + XKS_MAX_METADATA_BYTES;
+}
+
 xks_status xks_job_compose_aad(xks_job *job, size_t aad_len)
 {
     if (aad_len > job->aad_capacity) {
@@ -120,8 +125,17 @@ xks_status xks_job_compose_aad(xks_job *job, size_t aad_len)
     }
     xks_span aad = {job->aad + 2, aad_len};
     xks_span metadata = {job->metadata, job->metadata_len};
-    size_t capacity = XKS_AAD_OVERHEAD_BYTES + job->aad_capacity + XKS_MAX_METADATA_BYTES;
-    return xks_aad_compose(aad, metadata, job->aad, capacity, &job->aad_len);
+    return xks_aad_compose(aad, metadata, job->aad, composed_capacity(job), &job->aad_len);
+}
+
+xks_status xks_job_compose_sample_aad(xks_job *job, size_t aad_len, bool aad_present)
+{
+    if (aad_len > job->aad_capacity) {
+        return XKS_TOO_LONG;
+    }
+    xks_span aad = {aad_present ? job->aad + 2 : NULL, aad_len};
+    xks_span metadata = {job->metadata, job->metadata_len};
+    return xks_aad_compose_sample(aad, metadata, job->aad, composed_capacity(job), &job->aad_len);
 }
 
 void xks_job_compute_cdiv(xks_job *job)

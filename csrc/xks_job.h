@@ -46,6 +46,7 @@ typedef struct xks_job_route {
     uint8_t hand_overs;
     uint8_t repairs;           /* hand-overs because the token had forgotten a session, login or handle */
     uint8_t failed_checks;
+    uint8_t calls;             /* hand-overs, its hedges' included, in which a token may have worked */
     uint32_t first_doubt;      /* the partition whose check decrypt failed */
     bool abandoned;            /* its owner has been answered: wipe it when it comes back */
     bool ambiguous;            /* a partition failed in a way that may be the caller's ciphertext's fault */
@@ -103,6 +104,10 @@ XKS_MUST_CHECK xks_status xks_job_clone(xks_job_pool *pool, const xks_job *job, 
 
 /* Shape the composed AAD from the aad_len bytes that stand at job->aad + 2 and job->metadata. */
 XKS_MUST_CHECK xks_status xks_job_compose_aad(xks_job *job, size_t aad_len);
+
+/* The same as AWS's sample proxy composes it; aad_present: false when the request had no AAD. Needs an aad_capacity of at least
+ * XKS_SAMPLE_DIGEST_BYTES. */
+XKS_MUST_CHECK xks_status xks_job_compose_sample_aad(xks_job *job, size_t aad_len, bool aad_present);
 
 /* Fill in job->cdiv from the job's AAD, metadata, IV, output and tag. */
 void xks_job_compute_cdiv(xks_job *job);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Jobs and the local key source: layout, wiping, the check decrypt, every size. */
 #include "check.h"
+#include "xks_aad.h"
 #include "xks_bytes.h"
 #include "xks_local.h"
 
@@ -110,10 +111,30 @@ static void ivs_of_one_key_never_repeat(void)
     xks_job_pool_free(pool);
 }
 
+static void the_sample_s_aad_fits_into_a_job_with_room_for_its_digest(void)
+{
+    xks_job_pool *pool;
+    xks_job *job;
+    CHECK_STATUS(XKS_OK, xks_job_pool_new(&pool));
+    CHECK_STATUS(XKS_OK, xks_job_take(pool, XKS_SAMPLE_DIGEST_BYTES, 0, &job));
+    job->metadata_len = XKS_MAX_METADATA_BYTES;
+    CHECK_STATUS(XKS_OK, xks_job_compose_sample_aad(job, 0, true));
+    CHECK(job->aad_len == 3 + 32 + 20 && job->aad + job->aad_len == job->input);
+    CHECK_STATUS(XKS_OK, xks_job_compose_sample_aad(job, 0, false));
+    CHECK(job->aad_len == 3 + 20);
+    CHECK_STATUS(XKS_TOO_LONG, xks_job_compose_sample_aad(job, XKS_SAMPLE_DIGEST_BYTES + 1, true));
+    xks_job_release(pool, job);
+    CHECK_STATUS(XKS_OK, xks_job_take(pool, 3, 0, &job));
+    CHECK_STATUS(XKS_NO_SPACE, xks_job_compose_sample_aad(job, 3, true));
+    xks_job_release(pool, job);
+    xks_job_pool_free(pool);
+}
+
 int main(void)
 {
     RUN(every_size_round_trips);
     RUN(a_released_job_holds_nothing_of_its_content);
+    RUN(the_sample_s_aad_fits_into_a_job_with_room_for_its_digest);
     RUN(ivs_of_one_key_never_repeat);
     return 0;
 }

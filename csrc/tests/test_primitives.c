@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Base64, hex, clock, hash, random, AAD, JSON: every input and output ends at an unmapped page. */
+/* Base64, hex, clock, hash, random, AAD, metadata, JSON: every input and output ends at an unmapped page. */
 #include "check.h"
 #include "xks_aad.h"
 #include "xks_base64.h"
@@ -7,6 +7,7 @@
 #include "xks_hash.h"
 #include "xks_hex.h"
 #include "xks_json.h"
+#include "xks_metadata.h"
 #include "xks_random.h"
 #include <sys/wait.h>
 
@@ -137,6 +138,43 @@ static void aad_is_composed_in_place_and_apart(void)
     CHECK(len == 3 && memcmp(out, "\0\0\0", 3) == 0);
 }
 
+static void the_sample_s_aad_is_composed_over_the_aad_itself(void)
+{
+    uint8_t digest[32], *out = guarded(2 + 32 + 1 + 3);
+    const xks_span metadata = {(const uint8_t *)"abc", 3};
+    size_t len;
+    memcpy(out + 2, "hello", 5);
+    xks_sha256_once("hello", 5, digest);
+    CHECK_STATUS(XKS_NO_SPACE, xks_aad_compose_sample((xks_span){out + 2, 5}, metadata, out, 37, &len));
+    CHECK_STATUS(XKS_OK, xks_aad_compose_sample((xks_span){out + 2, 5}, metadata, out, 38, &len));
+    CHECK(len == 38 && memcmp(out, "\0\5", 2) == 0 && memcmp(out + 2, digest, 32) == 0 && memcmp(out + 34, "\3abc", 4) == 0);
+    CHECK_STATUS(XKS_OK, xks_aad_compose_sample((xks_span){NULL, 0}, metadata, out, 6, &len));
+    CHECK(len == 6 && memcmp(out, "\0\0\3abc", 6) == 0);
+    xks_sha256_once("", 0, digest);
+    CHECK_STATUS(XKS_OK, xks_aad_compose_sample((xks_span){out + 2, 0}, (xks_span){NULL, 0}, out, 35, &len));
+    CHECK(len == 35 && memcmp(out, "\0\0", 2) == 0 && memcmp(out + 2, digest, 32) == 0 && out[34] == 0);
+}
+
+static void metadata_is_read_as_it_was_written_and_nothing_else_is_ours(void)
+{
+    const uint32_t versions[] = {1, 2, 255, 256, 65536, UINT32_MAX};
+    uint32_t version;
+    for (size_t i = 0; i < sizeof versions / sizeof versions[0]; i++) {
+        uint8_t *written = guarded(XKS_METADATA_BYTES);
+        xks_metadata_write(versions[i], written);
+        CHECK_STATUS(XKS_OK, xks_metadata_read(written, XKS_METADATA_BYTES, &version));
+        CHECK(version == versions[i]);
+        CHECK_STATUS(XKS_BAD_INPUT, xks_metadata_read(written + 1, XKS_METADATA_BYTES - 1, &version));
+        written[0] ^= 1;
+        CHECK_STATUS(XKS_BAD_INPUT, xks_metadata_read(written, XKS_METADATA_BYTES, &version));
+    }
+    CHECK_STATUS(XKS_OK, xks_metadata_read(guarded_copy("\xA5\1\2\3\4", 5), 5, &version));
+    CHECK(version == 0x01020304);
+    CHECK_STATUS(XKS_BAD_INPUT, xks_metadata_read(guarded_copy("\xA5\0\0\0\0", 5), 5, &version));
+    CHECK_STATUS(XKS_BAD_INPUT, xks_metadata_read(guarded_copy("\xA5\0\0\0\1\0", 6), 6, &version));
+    CHECK_STATUS(XKS_BAD_INPUT, xks_metadata_read(NULL, 0, &version));
+}
+
 static void json_is_scanned_within_its_bounds(void)
 {
     const char text[] = "{\"a\":{\"b\":[1,\"x\\\"y\"]},\"\\u0061b\":null}";
@@ -156,6 +194,8 @@ int main(void)
     RUN(hmac_agrees_with_rfc_4231);
     RUN(random_bytes_never_repeat_over_refills_and_forks);
     RUN(aad_is_composed_in_place_and_apart);
+    RUN(the_sample_s_aad_is_composed_over_the_aad_itself);
+    RUN(metadata_is_read_as_it_was_written_and_nothing_else_is_ours);
     RUN(json_is_scanned_within_its_bounds);
     return 0;
 }

@@ -25,9 +25,11 @@ from xksfast.native.crypto import (
     cdiv,
     compose_aad,
     json_members_are_unique,
+    read_metadata,
     seal_new_key,
     seal_open,
     utc_day,
+    write_metadata,
 )
 
 requirement = pytest.mark.requirement
@@ -53,6 +55,18 @@ def test_only_what_base64_itself_writes_is_read(text: bytes) -> None:
 def test_aad_is_composed_with_both_lengths(aad: bytes, metadata: bytes) -> None:
     expected = len(aad).to_bytes(2, "big") + aad + len(metadata).to_bytes(1, "big") + metadata
     assert compose_aad(aad, metadata) == expected
+
+
+@given(st.integers(1, 2**32 - 1))
+def test_metadata_carries_every_version(version: int) -> None:
+    assert write_metadata(version) == b"\xa5" + version.to_bytes(4, "big")
+    assert read_metadata(write_metadata(version)) == version
+
+
+@given(st.binary(max_size=20))
+def test_what_is_read_as_our_metadata_was_written_by_us(metadata: bytes) -> None:
+    version = read_metadata(metadata)
+    assert version is None or write_metadata(version) == metadata
 
 
 @requirement(59, 67)

@@ -5,11 +5,17 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
+cdef extern from "xks_aad.h" nogil:
+    cdef enum:
+        XKS_SAMPLE_DIGEST_BYTES
+
+
 cdef extern from "xks_api.h" nogil:
     cdef enum:
         XKS_API_ABI
         XKS_TICK_NS
         XKS_SIGV4_MAX_HEADERS
+        XKS_METADATA_BYTES
 
     ctypedef enum xks_status:
         XKS_OK
@@ -58,6 +64,9 @@ cdef extern from "xks_api.h" nogil:
     ctypedef struct xks_tls_context
     ctypedef struct xks_tls
 
+    ctypedef struct xks_job_route:
+        uint8_t calls
+
     ctypedef struct xks_job:
         xks_job *next
         void *owner
@@ -87,6 +96,7 @@ cdef extern from "xks_api.h" nogil:
         uint64_t started_ns
         uint64_t finished_ns
         uint32_t attempts
+        xks_job_route route
 
     ctypedef struct xks_api:
         uint32_t abi
@@ -104,6 +114,9 @@ cdef extern from "xks_api.h" nogil:
         xks_status (*job_take)(xks_job_pool *pool, size_t aad_capacity, size_t input_capacity, xks_job **out) noexcept
         void (*job_release)(xks_job_pool *pool, xks_job *job) noexcept
         xks_status (*job_compose_aad)(xks_job *job, size_t aad_len) noexcept
+        xks_status (*job_compose_sample_aad)(xks_job *job, size_t aad_len, bint aad_present) noexcept
+        void (*metadata_write)(uint32_t version, uint8_t *out) noexcept
+        xks_status (*metadata_read)(const uint8_t *metadata, size_t len, uint32_t *version) noexcept
         void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job) noexcept
         xks_status (*engine_submit)(xks_engine *engine, xks_job *job) noexcept
         void (*engine_flush)(xks_engine *engine) noexcept

@@ -30,6 +30,7 @@ HEADERS = (
     "xks_seal.h",
     "xks_sigv4.h",
     "xks_aad.h",
+    "xks_metadata.h",
     "xks_aes_gcm.h",
     "xks_json.h",
     "xks_tls.h",
