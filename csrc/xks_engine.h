@@ -5,8 +5,8 @@
  * Memory:  the engine owns its modules, partitions, threads and key tables. Configuration is copied in. A submitted job is the
  *          engine's until a job with its `owner` comes out of _drain: the same one, or one that stands in for it (a hedge that
  *          won; a timeout while the job is inside a token). What comes out is the caller's to release.
- * Threads: one loop thread calls _submit, _flush, _drain, _outstanding, _partition_status and _totals. _wait_settled and
- *          _unsettled may be called from another thread, all else from any one thread at a time.
+ * Threads: one loop thread calls _submit, _flush, _drain, _outstanding, _partition_status and _totals. _wait_settled,
+ *          _wait_keys and _unsettled may be called from another thread, all else from any one thread at a time.
  *          Each partition has one keeper thread (login, keys, session copies, self-test, probes) and `sessions` session
  *          workers, each with a session of its own and one blocked call at most. A thread that hangs in a token is written off and
  *          replaced, up to as many again.
@@ -181,6 +181,11 @@ void xks_engine_key_remove(xks_engine *engine, uint32_t key);
 
 /* Blocks until no partition is STARTING and none that is READY has a PENDING key, or XKS_TIMEOUT. Not for the loop thread. */
 XKS_MUST_CHECK xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns);
+
+/* The same for some keys alone: until each has been looked at by those partitions of its group that are READY; while none is READY yet,
+ * by those that are STARTING. *settled: how many have been, from the first on; while it grows, waiting on is worth while. */
+XKS_MUST_CHECK xks_status xks_engine_wait_keys(xks_engine *engine, const uint32_t *keys, size_t key_count, uint64_t timeout_ns,
+                                               size_t *settled);
 
 /* What _wait_settled waits for: partitions that are STARTING and keys that are PENDING. While it falls, waiting on is worth while. */
 uint64_t xks_engine_unsettled(xks_engine *engine);

@@ -31,6 +31,7 @@ static void hedge(xks_engine *engine, xks_job *job, uint64_t now)
     second->route.check_elsewhere = job->route.check_elsewhere;
     second->route.check_of = job->route.check_of;
     second->route.hand_overs = job->route.hand_overs;
+    second->route.calls = job->route.calls++;
     second->route.partner = job;
     job->route.partner = second;
     engine->totals.hedges++;

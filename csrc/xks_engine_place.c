@@ -164,6 +164,7 @@ void xks_engine_hand_over(xks_engine *engine, uint32_t index, xks_job *job, xks_
     job->attempts = 0;
     job->partition = index;
     job->route.tried |= xks_partition_bit(partition);
+    job->route.calls++;
     job->route.handed_over_ns = now;
     job->route.purpose = (uint8_t)purpose;
     job->route.call = xks_router_begin(engine->router, index, purpose, now);

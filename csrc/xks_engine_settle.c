@@ -191,6 +191,7 @@ static void settle_unavailable(xks_engine *engine, xks_job *job, uint64_t now)
     switch (job->fate) {
     case XKS_FATE_STALE:
     case XKS_FATE_NOT_MADE:
+        job->route.calls--; /* no key worked */
         go_again(engine, job, now);
         return;
     case XKS_FATE_AMBIGUOUS:
@@ -287,6 +288,7 @@ void xks_engine_answer_for(xks_engine *engine, xks_job *job, uint64_t now)
     stand_in->partition = job->partition;
     stand_in->submitted_ns = job->submitted_ns;
     stand_in->route.check_of = job->route.check_of;
+    stand_in->route.calls = job->route.calls;
     stand_in->status = XKS_TIMEOUT;
     if (job->route.partner != NULL) {
         abandon(job->route.partner);

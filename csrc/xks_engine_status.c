@@ -48,6 +48,43 @@ xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns)
     return status;
 }
 
+/* engine->lock is held. */
+static bool key_settled_locked(const xks_engine *engine, uint32_t key)
+{
+    bool pending = false, ready = false, starting = false;
+    uint32_t group_plus_one = key < engine->keys_used ? atomic_load(&xks_engine_key_at(engine, key)->group_plus_one) : 0;
+    uint64_t members = group_plus_one == 0 ? 0 : engine->groups[group_plus_one - 1].members;
+    for (; members != 0; members &= members - 1) {
+        engine_partition *partition = engine->partitions[__builtin_ctzll(members)];
+        pthread_mutex_lock(&partition->lock);
+        int state = atomic_load(&partition->state);
+        starting = starting || state == XKS_PARTITION_STARTING;
+        ready = ready || state == XKS_PARTITION_READY;
+        pending = pending || (state == XKS_PARTITION_READY &&
+                              atomic_load(&xks_partition_key_at(partition, key)->state) == XKS_KEY_PENDING);
+        pthread_mutex_unlock(&partition->lock);
+    }
+    return !pending && (ready || !starting);
+}
+
+xks_status xks_engine_wait_keys(xks_engine *engine, const uint32_t *keys, size_t key_count, uint64_t timeout_ns, size_t *settled)
+{
+    uint64_t until_ns = xks_monotonic_ns() + timeout_ns;
+    struct timespec until = {(time_t)(until_ns / 1000000000U), (long)(until_ns % 1000000000U)};
+    xks_status status = XKS_OK;
+    *settled = 0;
+    pthread_mutex_lock(&engine->lock);
+    while (*settled < key_count && status == XKS_OK) {
+        if (key_settled_locked(engine, keys[*settled])) {
+            ++*settled;
+        } else if (pthread_cond_timedwait(&engine->settled, &engine->lock, &until) == ETIMEDOUT) {
+            status = XKS_TIMEOUT;
+        }
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return status;
+}
+
 /* --- counting calls; the loop thread's */
 
 /* A bucket is found by the position of the highest bit and the two bits below it. */

@@ -7,9 +7,10 @@ A newcomer's trap: no function here returns the bytes of a secret. They live in 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xksfast.errors import NativeError
 from xksfast.native.loader import check, error_buffer, ffi, lib
 
 SIGV4_REASONS = {
@@ -127,17 +128,43 @@ def seal_open(master: Secret, context: str, sealed: bytes, pages: SecretPages, s
 class Keyring:
     """The valid credentials of one key store, as derived signing keys. `address` is for the request path."""
 
+    __slots__ = ("address", "pointer")
+
     def __init__(self, region: str) -> None:
         out = ffi.new("xks_sigv4_keyring **")
         check(lib.xks_sigv4_keyring_new(region.encode("ascii"), len(region), out), what=f"region {region!r}")
         self.pointer = ffi.gc(out[0], lib.xks_sigv4_keyring_free)
         self.address = _address(self.pointer)
 
-    def add(self, access_key_id: str, day: str, pages: SecretPages, slot: int) -> None:
-        """Accept `access_key_id` on `day` ("YYYYMMDD")."""
+    def put(self, access_key_id: str, day: str, pages: SecretPages, slot: int) -> None:
+        """Accept `access_key_id` on `day` ("YYYYMMDD"), by this signing key from now on."""
         text = access_key_id.encode("ascii")
-        status = lib.xks_sigv4_keyring_add(self.pointer, text, len(text), day.encode("ascii"), pages.pointer, slot)
+        status = lib.xks_sigv4_keyring_put(self.pointer, text, len(text), day.encode("ascii"), pages.pointer, slot)
         check(status, what=f"credential {access_key_id!r}")
+
+    def replace(self, access_key_id: str, signing_keys: Mapping[str, int], pages: SecretPages | None) -> None:
+        """Accept `access_key_id` on these days and on no other. signing_keys: day -> slot.
+
+        NativeError: a credential that was not known is not known now, of one that was some days may be missing.
+        """
+        text, days = access_key_id.encode("ascii"), "".join(signing_keys).encode("ascii")
+        known = lib.xks_sigv4_keyring_keep_days(self.pointer, text, len(text), days, len(days) // 8) == lib.XKS_OK
+        if signing_keys and pages is None:
+            raise NativeError(f"credential {access_key_id!r}: its signing keys did not come with it")
+        try:
+            for day, slot in signing_keys.items():
+                assert pages is not None
+                self.put(access_key_id, day, pages, slot)
+        except NativeError:
+            if not known:
+                lib.xks_sigv4_keyring_remove(self.pointer, text, len(text), ffi.new("uint32_t *"))
+            raise
+
+    def remove(self, access_key_id: str) -> int:
+        """Accept it no more; the index that it had. NativeError: it is not known."""
+        text, index = access_key_id.encode("ascii"), ffi.new("uint32_t *")
+        check(lib.xks_sigv4_keyring_remove(self.pointer, text, len(text), index), what=f"credential {access_key_id!r}")
+        return int(index[0])
 
     def verify(
         self, method: bytes, path: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: int
@@ -162,6 +189,8 @@ class Keyring:
 
 class AesGcmKey:
     """An AES-256-GCM key from a slot. `address` is for the request path."""
+
+    __slots__ = ("address", "pointer")
 
     def __init__(self, pages: SecretPages, slot: int) -> None:
         data = lib.xks_secret_pages_view(pages.pointer, slot)
@@ -262,6 +291,33 @@ def compose_aad(aad: bytes, ciphertext_metadata: bytes) -> bytes:
     with _Spans(aad, ciphertext_metadata) as (aad_span, metadata_span):
         check(lib.xks_aad_compose(aad_span, metadata_span, out, capacity, length), what="AAD")
     return bytes(ffi.buffer(out, length[0]))
+
+
+def compose_sample_aad(aad: bytes | None, ciphertext_metadata: bytes) -> bytes:
+    """u16be len(aad) | SHA-256(aad) | u8 len(metadata) | metadata, as AWS's sample proxy has it.
+
+    aad: None when the request has none; then the digest is left out.
+    """
+    capacity = lib.XKS_SAMPLE_DIGEST_BYTES + len(ciphertext_metadata) + lib.XKS_AAD_OVERHEAD_BYTES
+    out, length = ffi.new("uint8_t[]", capacity), ffi.new("size_t *")
+    with _Spans(aad or b"", ciphertext_metadata) as (aad_span, metadata_span):
+        if aad is None:
+            aad_span.data = ffi.NULL
+        check(lib.xks_aad_compose_sample(aad_span, metadata_span, out, capacity, length), what="AAD")
+    return bytes(ffi.buffer(out, length[0]))
+
+
+def write_metadata(version: int) -> bytes:
+    """The ciphertextMetadata of a key version: 5 bytes, see csrc/xks_metadata.h."""
+    out = ffi.new("uint8_t[]", lib.XKS_METADATA_BYTES)
+    lib.xks_metadata_write(version, out)
+    return bytes(ffi.buffer(out))
+
+
+def read_metadata(metadata: bytes) -> int | None:
+    """The key version that ciphertextMetadata names; None: it is not ours."""
+    version = ffi.new("uint32_t *")
+    return int(version[0]) if lib.xks_metadata_read(metadata, len(metadata), version) == lib.XKS_OK else None
 
 
 def json_members_are_unique(document: bytes) -> bool:

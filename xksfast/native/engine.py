@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -186,6 +186,7 @@ class Engine:
         self.pointer = out[0]
         self.address = int(ffi.cast("uintptr_t", self.pointer))
         self._pins: list[Secret] = []
+        self._key_status = ffi.new("xks_key_status *")
         self._waiting = Lock()
         self._closing = False
 
@@ -250,21 +251,42 @@ class Engine:
         lib.xks_engine_key_remove(self.pointer, key)
 
     def wait_settled(self, patience_s: float) -> bool:
-        """Block until every partition and key has been looked at; False when nothing has moved for patience_s, or after close().
+        """Block until every partition and key has been looked at; False when nothing has moved for patience_s, or after close()."""
+
+        def look(timeout_ns: int) -> int:
+            if lib.xks_engine_wait_settled(self.pointer, timeout_ns) == lib.XKS_OK:
+                return 0
+            return int(lib.xks_engine_unsettled(self.pointer))
+
+        return self._wait(look, patience_s)
+
+    def wait_keys(self, keys: Sequence[int], patience_s: float) -> bool:
+        """The same for these keys alone: until the ready partitions have looked at each. patience_s 0: say how it stands now."""
+        array, settled = ffi.new("uint32_t[]", list(keys)), ffi.new("size_t *")
+
+        def look(timeout_ns: int) -> int:
+            lib.xks_engine_wait_keys(self.pointer, array, len(keys), timeout_ns, settled)
+            return len(keys) - int(settled[0])
+
+        return self._wait(look, patience_s)
+
+    def _wait(self, look: Callable[[int], int], patience_s: float) -> bool:
+        """Until look(timeout_ns) says that nothing is left.
 
         It waits in slices, so that close() in another thread never frees what this one still looks at.
         """
         least, deadline = None, monotonic() + patience_s
-        while monotonic() < deadline:
+        while True:
             with self._waiting:
                 if self._closing:
                     return False
-                if lib.xks_engine_wait_settled(self.pointer, WAIT_SLICE_NS) == lib.XKS_OK:
-                    return True
-                unsettled = lib.xks_engine_unsettled(self.pointer)
-            if least is None or unsettled < least:
-                least, deadline = unsettled, monotonic() + patience_s
-        return False
+                left = look(WAIT_SLICE_NS if patience_s > 0 else 0)
+            if left == 0:
+                return True
+            if least is None or left < least:
+                least, deadline = left, monotonic() + patience_s
+            if monotonic() >= deadline:
+                return False
 
     def partition_status(self, partition: int) -> PartitionStatus:
         """What the keeper knows; no token is called."""
@@ -283,6 +305,16 @@ class Engine:
         out = ffi.new("xks_key_status *")
         check(lib.xks_engine_key_status(self.pointer, key, partition, out), what=f"key {key}")
         return KeyStatus(**_fields(out, KeyStatus, _KEY_STATES))
+
+    def key_rights(self, key: int, partition: int) -> tuple[bool, bool] | None:
+        """Whether a key may encrypt and decrypt there; None: it is not usable, and key_status says why.
+
+        For many keys: no objects are made for those that are well.
+        """
+        out = self._key_status
+        if lib.xks_engine_key_status(self.pointer, key, partition, out) != lib.XKS_OK or out.state != lib.XKS_KEY_USABLE:
+            return None
+        return bool(out.can_encrypt), bool(out.can_decrypt)
 
     def fileno(self) -> int:
         """Readable when completions wait."""
