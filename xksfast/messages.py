@@ -61,7 +61,7 @@ class Drain(Message):
 
 
 class WorkerReady(Message):
-    """A snapshot is applied, the tokens are settled, requests are served."""
+    """A whole state is applied, the tokens are settled, requests are served."""
 
     seq: int
 
@@ -201,7 +201,7 @@ class ReloadState(Message):
 
 
 class StateLoaded(Message):
-    """The state was read; snapshot `seq` goes out to every worker."""
+    """The state was read; it goes out to every worker, as of event `seq`."""
 
     seq: int
     key_stores: int
@@ -209,7 +209,7 @@ class StateLoaded(Message):
 
 
 class StateRefused(Message):
-    """The state cannot be used. At start this ends the program; at a reload the former snapshot stays in service."""
+    """The state cannot be used. At start this ends the program; at a reload the former state stays in service."""
 
     problems: tuple[str, ...]
 
@@ -218,7 +218,7 @@ class StateRefused(Message):
 
 
 class ApplyDelta(Message):
-    """Serve this from now on. fd: the secret pages that its slots point into, unless it needs none."""
+    """Serve this from now on. fd: the secret pages that this part's slots point into, unless it needs none."""
 
     delta: Delta
 
@@ -276,7 +276,7 @@ class CredentialUse(Part):
 
 
 class UsageReport(Message):
-    """Answer to AskUsage, and a worker's last words: what was used since the report before."""
+    """Answer to AskUsage, and a worker's last words: what was used since the report before. A long answer comes in several."""
 
     worker: int
     keys: tuple[KeyUse, ...] = ()

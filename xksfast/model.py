@@ -2,7 +2,7 @@
 """What a proxy worker serves, as the control process tells it: Deltas of key stores, credentials and keys.
 
 What lives here: plain frozen values without behaviour. What must not: secrets. A signing key or a `local` key is named here by
-its slot number in the secret pages (`xks_secret.h`) that travel beside the snapshot as a file descriptor; Python never holds its
+its slot number in the secret pages (`xks_secret.h`) that travel beside the delta as a file descriptor; Python never holds its
 bytes.
 """
 
@@ -17,8 +17,8 @@ KeySource = Literal["pkcs11", "local"]
 AadScheme = Literal["xksfast", "aws-sample"]
 
 
-class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all snapshot values."""
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Base of all values. They hold no cycles, so garbage collection need not look at the many there may be."""
 
 
 class Credential(Value):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a key source: what turns a key of the snapshot into something the request path can use.
+"""The interface of a key source: what turns a key version of the state into something the request path can use.
 
-A key source is asked in two steps, so that many keys are looked for at once: `request` for each key, then, after the worker let
-all sources settle, `binding` for each. Neither blocks: looking into a token is done by threads of the source's own.
+A key source is asked in two steps, so that many keys are looked for at once: `request` for each version, then, after the worker let
+what it asked for settle, `binding` for each. Neither blocks: looking into a token is done by threads of the source's own.
 A newcomer's trap: a binding's address or index is used by the request path without any check; release a binding only when no
 request can still hold it.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 
 from xksfast._version import __version__
-from xksfast.model import Key
+from xksfast.model import Key, KeyVersion
 from xksfast.native.crypto import SecretPages
 from xksfast.wire import limits
 from xksfast.wire.responses import render_json
@@ -24,9 +24,9 @@ from xksfast.wire.responses import render_json
 MemberStatus = Literal["ACTIVE", "DEGRADED", "UNAVAILABLE"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KeyBinding:
-    """A key as the request path uses it: either an engine key index or the address of a key in memory.
+    """A key version as the request path uses it: either an engine key index or the address of a key in memory.
 
     problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.
     note: it is served, but not by every partition: which and why; "" when all is well.
@@ -53,19 +53,22 @@ class FleetMember:
 
 
 class KeySource(Protocol):
-    """Where the keys of a store live."""
+    """Where the keys of a store live.
+
+    A ticket is an int when it is an engine key index, which takes time to settle; else it is something of the source's own.
+    """
 
     name: str
     fleet: Fleet
 
-    def request(self, key: Key, pages: SecretPages) -> int:
-        """Begin to look for `key`; the ticket is for `binding`."""
+    def request(self, version: KeyVersion, pages: SecretPages | None) -> Any:
+        """Begin to look for a key version; the ticket is for `binding` and `release`. pages: what its local_slot points into."""
 
-    def binding(self, ticket: int, key: Key) -> KeyBinding:
-        """What was found. Call after the sources have settled."""
+    def binding(self, ticket: Any, key: Key, version: KeyVersion) -> KeyBinding:
+        """What was found. Call after the ticket has settled."""
 
-    def release(self, ticket: int) -> None:
-        """The key is not served any more."""
+    def release(self, ticket: Any) -> None:
+        """The version is not served any more: by this ticket, or by a binding's engine_key or owner."""
 
     def check(self) -> None:
         """Refresh `fleet`. Called about once a second on the loop: it must not block."""

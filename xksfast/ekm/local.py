@@ -6,41 +6,36 @@ from __future__ import annotations
 from xksfast._version import __version__
 from xksfast.ekm.base import Fleet, FleetMember, KeyBinding
 from xksfast.errors import NativeError
-from xksfast.model import Key
+from xksfast.model import Key, KeyVersion
 from xksfast.native.crypto import AesGcmKey, SecretPages, random_key
 
 HEALTH_TEXT = b"xksfast health check"
 
 
 class LocalKeys:
-    """Keys whose bytes came in the secret pages beside the snapshot."""
+    """Keys whose bytes came in the secret pages beside the delta. A ticket is the key itself; None: it was not unsealed."""
 
     name = "local"
 
     def __init__(self) -> None:
         self.fleet = Fleet()
-        self._keys: dict[int, AesGcmKey] = {}
-        self._next_ticket = 0
         self._health_key = random_key()
         self.check()
 
-    def request(self, key: Key, pages: SecretPages) -> int:
+    def request(self, version: KeyVersion, pages: SecretPages | None) -> AesGcmKey | None:
         """Take the key's bytes over from its slot."""
-        self._next_ticket += 1
-        if key.local_slot is not None:
-            self._keys[self._next_ticket] = AesGcmKey(pages, key.local_slot)
-        return self._next_ticket
+        if version.local_slot is None or pages is None or version.local_slot >= len(pages):
+            return None
+        return AesGcmKey(pages, version.local_slot)
 
-    def binding(self, ticket: int, key: Key) -> KeyBinding:
+    def binding(self, ticket: AesGcmKey | None, key: Key, version: KeyVersion) -> KeyBinding:
         """The key's address, or why there is none."""
-        found = self._keys.get(ticket)
-        if found is None:
-            return KeyBinding(problem=f"local key {key.label!r} was not unsealed", absent=True)
-        return KeyBinding(local_address=found.address, owner=found)
+        if ticket is None:
+            return KeyBinding(problem=f"local key {version.label!r} was not unsealed", absent=True)
+        return KeyBinding(local_address=ticket.address, owner=ticket)
 
-    def release(self, ticket: int) -> None:
-        """Forget the key; its memory is wiped with the last binding."""
-        self._keys.pop(ticket, None)
+    def release(self, ticket: object) -> None:
+        """Nothing: its memory is wiped when nobody holds it any more."""
 
     def check(self) -> None:
         """A real encrypt and decrypt with a health check key of its own, never one behind a KMS key."""

@@ -14,7 +14,7 @@ from time import monotonic_ns
 from xksfast.config import Config
 from xksfast.ekm.base import Fleet, FleetMember, KeyBinding, MemberStatus
 from xksfast.errors import OperatorError
-from xksfast.model import Key
+from xksfast.model import Key, KeyVersion
 from xksfast.native.crypto import Secret, SecretPages
 from xksfast.native.engine import Engine, PartitionStatus
 from xksfast.wire import limits
@@ -101,23 +101,25 @@ class PartitionGroup:
         self._partitions = partitions
         self._group = engine.add_group(list(partitions.values()), verify_other=verify_other)
 
-    def request(self, key: Key, pages: SecretPages) -> int:
+    def request(self, version: KeyVersion, pages: SecretPages | None) -> int:
         """Have the keepers look for the key by its label."""
-        return self._engine.key_add(self._group, key.label)
+        return self._engine.key_add(self._group, version.label)
 
-    def binding(self, ticket: int, key: Key) -> KeyBinding:
+    def binding(self, ticket: int, key: Key, version: KeyVersion) -> KeyBinding:
         """Served when at least one partition has it with the rights that its usage needs; else what each partition says."""
         problems = []
         states = set()
         served = False
         for partition, index in self._partitions.items():
-            status = self._engine.key_status(ticket, index)
-            states.add(status.state)
-            if status.state == "usable":
-                missing = self._missing_rights(key, partition, status.can_encrypt, status.can_decrypt)
+            rights = self._engine.key_rights(ticket, index)
+            if rights is not None:
+                states.add("usable")
+                missing = self._missing_rights(key, version, partition, *rights)
                 served = served or not missing
                 problems.extend(missing)
             else:
+                status = self._engine.key_status(ticket, index)
+                states.add(status.state)
                 problems.append(f"partition {partition}: {status.reason or status.state}")
         if served:
             return KeyBinding(engine_key=ticket, note="; ".join(problems))
@@ -139,12 +141,12 @@ class PartitionGroup:
         self.fleet.update([_member(name, status) for name, status in self.statuses().items()])
 
     @staticmethod
-    def _missing_rights(key: Key, partition: str, can_encrypt: bool, can_decrypt: bool) -> list[str]:
+    def _missing_rights(key: Key, version: KeyVersion, partition: str, can_encrypt: bool, can_decrypt: bool) -> list[str]:
         missing = []
         for usage, right, allowed in (("ENCRYPT", "CKA_ENCRYPT", can_encrypt), ("DECRYPT", "CKA_DECRYPT", can_decrypt)):
             if usage in key.usage and not allowed:
                 missing.append(
-                    f"partition {partition}: the key {key.label!r} has {right} = false, but its usage lists {usage}: "
+                    f"partition {partition}: the key {version.label!r} has {right} = false, but its usage lists {usage}: "
                     f"take {usage} out of its usage, or use a key that has the right"
                 )
         return missing
