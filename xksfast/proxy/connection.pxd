@@ -38,6 +38,7 @@ cdef class Connection(AnswerSink):
     cdef Framing framing
     cdef Route route
     cdef ServedStore store
+    cdef uint64_t changes           # of the serving table when `store` was looked up
     cdef object refusal             # XksError found at the end of the headers; answered when the body is read or too long
     cdef size_t bytes_in_head       # fed since the head began, against a head that never ends
     # --- answers

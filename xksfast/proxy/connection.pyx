@@ -305,14 +305,11 @@ cdef class Connection(AnswerSink):
         if self.reading == NOTHING:  # it came in one piece with the request before it
             self.reading = HEAD
             self.first_byte_ns = API.monotonic_ns()
-        self.path = None
-        self.body = None
-        self.body_parts = None
+        self.path = self.body = self.body_parts = None
         self.body_len = 0
         self.header_bytes.clear()
         memset(&self.framing, 0, sizeof(self.framing))
-        self.store = None
-        self.refusal = None
+        self.store = self.refusal = None
 
     cdef _check_head(self):
         """All that can be refused before the body: order as in practice.md rule 4, but broken framing first of all."""
@@ -336,6 +333,7 @@ cdef class Connection(AnswerSink):
 
         self.route = parse_route(path, path_len)
         if self.route.operation != NO_OPERATION:
+            self.changes = self.pipeline.table.changes
             self.store = self.pipeline.find_store(path[: self.route.prefix_len])
         if self.store is None:
             self.refusal = XksError(XksErrorName.INVALID_URI_PATH, "No key store at this path")
@@ -380,6 +378,7 @@ cdef class Connection(AnswerSink):
         cdef bytes body
         exchange.sink = self
         exchange.first_byte_ns = self.first_byte_ns
+        exchange.changes = self.changes
         exchange.store = self.store
         exchange.operation = self.route.operation
         exchange.close_after = self.draining or not self.parser.should_keep_alive()
@@ -442,6 +441,8 @@ cdef class Connection(AnswerSink):
             if not exchange.answered:
                 break
             self.owed.popleft()
+            if exchange.granted and exchange.changes != self.pipeline.table.changes:
+                self.pipeline.look_again(exchange)
             self._send(exchange.response)
             exchange.response = None
             exchange.sink = None

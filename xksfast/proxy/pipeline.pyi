@@ -6,9 +6,12 @@ from xksfast.native.crypto import JobPool, RandomPool
 from xksfast.native.engine import Engine
 from xksfast.proxy.metrics import Metrics
 from xksfast.proxy.serving import ServingTable
+from xksfast.proxy.usage import Usage
 
 class Pipeline:
     table: ServingTable
+    usage: Usage
+    unanswered: int
     @property
     def metrics(self) -> Metrics: ...
     @property

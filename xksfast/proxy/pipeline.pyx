@@ -5,21 +5,26 @@ Everything runs on the event loop without awaiting; a job of a PKCS#11 key leave
 eventfd for many. A refusal is an XksError raised where it is found and rendered in one place. A newcomer's trap: `job.owner` holds
 a reference to its Exchange from submit until a job with that owner is drained, even when the client is gone; the drained job may be
 another than the one submitted (a hedge that won, a stand-in for one that hangs in a token).
+
+What a request may do is checked when it comes in, and once more before its answer leaves if anything was forbidden meanwhile: against
+the table as it is then, by names, since the objects of then may be served no more.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from xksfast.native.api cimport (
-    XKS_BAD_INPUT, XKS_BUSY, XKS_DECRYPT, XKS_ENCRYPT, XKS_NOT_AUTHENTIC, XKS_NOT_FOUND, XKS_NOT_PERMITTED, XKS_OK,
-    XKS_TICK_NS, XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
+    XKS_BAD_INPUT, XKS_DECRYPT, XKS_ENCRYPT, XKS_METADATA_BYTES, XKS_OK, XKS_SAMPLE_DIGEST_BYTES, XKS_TICK_NS, xks_api, xks_job,
+    xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
 )
 from xksfast.proxy.exchange cimport Exchange
 from xksfast.proxy.metrics cimport Metrics
-from xksfast.proxy.serving cimport ServedKey, ServedStore, ServingTable
+from xksfast.proxy.refusals cimport job_refusal, submit_refusal
+from xksfast.proxy.serving cimport ServedCredential, ServedKey, ServedStore, ServedVersion, ServingTable
+from xksfast.proxy.usage cimport Usage
 from xksfast.wire.responses cimport decrypt_response, encrypt_response, error_response, json_response
 from xksfast.wire.routes cimport DECRYPT, ENCRYPT, GET_HEALTH_STATUS, GET_KEY_METADATA
 
@@ -45,6 +50,8 @@ cdef object decode_encrypt = bodies.decode_encrypt
 cdef object decode_decrypt = bodies.decode_decrypt
 cdef object decode_metadata = bodies.decode_metadata
 cdef object decode_health = bodies.decode_health
+
+NOT_SIGNED = "The request is not signed with a valid credential of this key store"
 BODY_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -89,7 +96,7 @@ cdef class Pipeline:
 
     def __init__(self, loop, *, engine, jobs, random, deadline_ms, request_log, logs_success=False, partition_names=()):
         self.loop = loop
-        self.table = ServingTable(0, ())
+        self.table = ServingTable()
         self.request_log = request_log
         self.logs_success = logs_success
         self.sweep_timer = None
@@ -101,6 +108,8 @@ cdef class Pipeline:
         self.keep_alive = (engine, jobs, random)
         self.partition_names = list(partition_names)
         self.metrics = Metrics()
+        self.usage = Usage()
+        self.unanswered = 0
 
     @property
     def in_flight(self):
@@ -108,10 +117,9 @@ cdef class Pipeline:
         return API.engine_outstanding(self.engine) if self.engine != NULL else 0
 
     def replace_table(self, ServingTable table not None):
-        """Serve `table` from now on. Blocks hold from this call, for results in flight as well."""
-        cdef ServingTable former = self.table
+        """Serve `table` from now on. What it forbids is forbidden from this call, for results in flight as well."""
+        table.follow(self.table)
         self.table = table
-        former.retire(table)
 
     cdef ServedStore find_store(self, bytes prefix):
         return self.table.stores.get(prefix)
@@ -143,30 +151,27 @@ cdef class Pipeline:
         if exchange.operation == GET_HEALTH_STATUS:
             return self._answer(exchange, exchange.store.fleet.response)
         self._find_key(exchange, request)
-        if exchange.store.principals is not None and exchange.store.principals.fullmatch(exchange.principal) is None:
-            raise XksError(
-                XksErrorName.ACCESS_DENIED, "This AWS principal may not use the keys of this key store",
-                cause="awsPrincipalArn matches none of allowed_principals",
-            )
+        self._check_principal(exchange, exchange.store)
         if exchange.operation == GET_KEY_METADATA:
             return self._answer(exchange, exchange.key.metadata_response)
-        self._check_key_and_limits(exchange)
+        self._check_key(exchange, exchange.key)
+        self._check_limits(exchange)
         return self._submit(exchange)
 
     cdef _authenticate(self, Exchange exchange, const Request *request):
         cdef xks_sigv4_request signed
         cdef uint32_t credential = 0
+        cdef int64_t now = API.unix_seconds()
         cdef xks_sigv4_reason reason = <xks_sigv4_reason>0
         signed.method = _span(b"POST", 4)
         signed.path = _span(request.path, request.path_len)
         signed.headers = request.headers
         signed.header_count = request.header_count
         signed.body = _span(request.body, request.body_len)
-        if API.sigv4_verify(exchange.store.keyring, &signed, API.unix_seconds(), &credential, &reason) != XKS_OK:
-            raise XksError(
-                XksErrorName.AUTHENTICATION_FAILED, "The request is not signed with a valid credential of this key store",
-                cause=SIGV4_REASONS[reason],
-            )
+        if API.sigv4_verify(exchange.store.keyring, &signed, now, &credential, &reason) != XKS_OK:
+            raise XksError(XksErrorName.AUTHENTICATION_FAILED, NOT_SIGNED, cause=SIGV4_REASONS[reason])
+        exchange.credential = <ServedCredential>exchange.store.credentials[credential]
+        self.usage.signed(exchange.store, exchange.credential, now)
 
     cdef _read_metadata(self, Exchange exchange, bytes body):
         try:
@@ -192,7 +197,7 @@ cdef class Pipeline:
         aad = document.additional_authenticated_data
         job = self._take_job(exchange, aad, plaintext)
         job.operation = XKS_ENCRYPT
-        job.want_cdiv = document.ciphertext_data_integrity_value_algorithm is not None
+        job.want_cdiv = exchange.want_cdiv = document.ciphertext_data_integrity_value_algorithm is not None
         job.input_len = _decode(plaintext, "plaintext", job.input, job.input_capacity)
 
     cdef _read_decrypt(self, Exchange exchange, bytes body):
@@ -232,34 +237,47 @@ cdef class Pipeline:
     cdef xks_job *_take_job(self, Exchange exchange, str aad, str text) except NULL:
         """A job with room for both Base64 texts, the AAD decoded into it. job.aad_len is that of the request's own AAD until
         the job is submitted."""
-        cdef size_t aad_text_len = 0, text_len = 0
+        cdef size_t aad_capacity = 0, text_len = 0
         cdef xks_job *job = NULL
         _text(text, &text_len)
         if aad is not None:
-            _text(aad, &aad_text_len)
-        if API.job_take(self.jobs, aad_text_len // 4 * 3, text_len // 4 * 3, &job) != XKS_OK:
+            _text(aad, &aad_capacity)
+            aad_capacity = aad_capacity // 4 * 3
+        if exchange.store.sample_aad and aad_capacity < XKS_SAMPLE_DIGEST_BYTES:
+            aad_capacity = XKS_SAMPLE_DIGEST_BYTES  # the digest takes the place of a shorter AAD
+        if API.job_take(self.jobs, aad_capacity, text_len // 4 * 3, &job) != XKS_OK:
             raise MemoryError
         exchange.job = job
+        exchange.has_aad = aad is not None
         job.aad_len = 0
         if aad is not None:
             job.aad_len = _decode(aad, "additionalAuthenticatedData", job.aad + 2, job.aad_capacity)
         return job
 
-    cdef _check_key_and_limits(self, Exchange exchange):
-        cdef ServedKey key = exchange.key
-        cdef xks_job *job = exchange.job
+    cdef _check_principal(self, Exchange exchange, ServedStore store):
+        if not store.permits(exchange.principal):
+            raise XksError(
+                XksErrorName.ACCESS_DENIED, "This AWS principal may not use the keys of this key store",
+                cause="awsPrincipalArn matches none of allowed_principals",
+            )
+
+    cdef _check_key(self, Exchange exchange, ServedKey key):
+        """State and usage of `key`, for Encrypt and Decrypt."""
         if not key.enabled:
             raise XksError(XksErrorName.INVALID_STATE, "The external key is disabled")
         if exchange.operation == ENCRYPT:
             if not key.may_encrypt:
                 raise XksError(XksErrorName.INVALID_KEY_USAGE, "The external key must not be used to encrypt")
-            if job.want_cdiv and not key.may_decrypt:
+            if exchange.want_cdiv and not key.may_decrypt:
                 raise XksError(
                     XksErrorName.INVALID_KEY_USAGE,
                     "A ciphertextDataIntegrityValue takes a check decrypt, and the external key must not be used to decrypt",
                 )
         elif not key.may_decrypt:
             raise XksError(XksErrorName.INVALID_KEY_USAGE, "The external key must not be used to decrypt")
+
+    cdef _check_limits(self, Exchange exchange):
+        cdef xks_job *job = exchange.job
         if job.input_len > MAX_PLAINTEXT:
             member = "plaintext" if exchange.operation == ENCRYPT else "ciphertext"
             raise XksError(XksErrorName.UNSUPPORTED_OPERATION, f"{member} is longer than {MAX_PLAINTEXT} bytes")
@@ -270,49 +288,76 @@ cdef class Pipeline:
 
     cdef _find_key(self, Exchange exchange, const Request *request):
         cdef ServedKey key = exchange.store.keys.get(request.path[request.key_start : request.key_start + request.key_len])
+        cdef ServedVersion version
         if key is None:
             raise XksError(XksErrorName.KEY_NOT_FOUND, "No such external key in this key store")
         exchange.key = key
         if key.blocked:
             raise XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
-        if key.absent:
-            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=key.problem)
-        if key.problem:
-            raise XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=key.problem)
+        exchange.version = self._pick_version(exchange)
+        version = key.current if exchange.version is None else exchange.version
+        if version.absent:
+            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=version.problem)
+        if version.problem:
+            raise XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=version.problem)
+
+    cdef ServedVersion _pick_version(self, Exchange exchange):
+        """The version of exchange.key that the operation is for: the last one, or that which made the ciphertext.
+
+        None: no version of this key made it, which is told only after everything else has been checked. Ciphertexts without metadata are
+        of version 1, and so are all that AWS's sample proxy has made.
+        """
+        cdef xks_job *job = exchange.job
+        cdef uint32_t number = 1
+        if exchange.operation != DECRYPT:
+            return exchange.key.current
+        if job.metadata_len == 0 or API.metadata_read(job.metadata, job.metadata_len, &number) != XKS_OK:
+            if exchange.store.sample_aad:
+                exchange.from_sample = True
+                number = 1
+            elif job.metadata_len > 0:
+                return None
+        return exchange.key.version(number)
 
     cdef _submit(self, Exchange exchange):
         cdef xks_job *job = exchange.job
-        cdef ServedKey key = exchange.key
+        cdef ServedVersion version = exchange.version
         cdef xks_status status
-        if API.job_compose_aad(job, job.aad_len) != XKS_OK:
+        if version is None:
+            raise XksError(
+                XksErrorName.INVALID_CIPHERTEXT, "The ciphertext was not made by this key",
+                cause="ciphertextMetadata names no version of the key",
+            )
+        if exchange.operation == ENCRYPT and (version.number != 1 or exchange.store.sample_aad):
+            API.metadata_write(version.number, job.metadata)
+            job.metadata_len = XKS_METADATA_BYTES
+        if self._compose_aad(exchange) != XKS_OK:
             raise XksError(XksErrorName.UNSUPPORTED_OPERATION, "additionalAuthenticatedData is too long")
         job.deadline_ns = exchange.deadline_ns
-        if key.local != NULL:
-            API.local_run(key.local, self.random, job)
+        if version.local != NULL:
+            API.local_run(version.local, self.random, job)
             self._finish(exchange)
             return
         if self.engine == NULL:
             raise XksError(XksErrorName.INTERNAL, "", cause="no PKCS#11 engine for a pkcs11 key")
-        job.key = key.engine_key
+        job.key = version.engine_key
         job.owner = <void *>exchange
         status = API.engine_submit(self.engine, job)
-        if status == XKS_BUSY:
-            raise XksError(XksErrorName.THROTTLING, "The proxy is at its limit of queued requests", cause="engine queue full")
-        if status == XKS_TIMEOUT:
-            raise XksError(
-                XksErrorName.DEPENDENCY_TIMEOUT, "The key manager cannot answer in time", cause="no partition would answer in time"
-            )
-        if status == XKS_NOT_FOUND:
-            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause="no ready partition has the key")
         if status != XKS_OK:
-            raise XksError(XksErrorName.INTERNAL, "The key manager is not available", cause="no partition is ready")
+            raise submit_refusal(status)
         Py_INCREF(exchange)
+        self.unanswered += 1
         exchange.job = NULL  # the engine's until it is drained
         if not self.flush_scheduled:
             self.flush_scheduled = True
             self.loop.call_soon(self._flush)
         if self.sweep_timer is None:
             self.sweep_timer = self.loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    cdef xks_status _compose_aad(self, Exchange exchange) except *:
+        if exchange.from_sample:
+            return API.job_compose_sample_aad(exchange.job, exchange.job.aad_len, exchange.has_aad)
+        return API.job_compose_aad(exchange.job, exchange.job.aad_len)
 
     def _flush(self):
         """Once a loop turn: wake workers for all jobs that the turn brought."""
@@ -328,6 +373,7 @@ cdef class Pipeline:
             following = job.next
             exchange = <Exchange>job.owner
             Py_DECREF(exchange)
+            self.unanswered -= 1
             exchange.job = job
             self._finish(exchange)
             job = following
@@ -339,56 +385,70 @@ cdef class Pipeline:
             self.loop.call_later(SWEEP_INTERVAL_S, self._sweep) if API.engine_outstanding(self.engine) > 0 else None
         )
 
+    cdef void _count_encryptions(self, Exchange exchange):
+        """Each call that a key may have answered, whether or not its answer is used."""
+        cdef uint64_t times = 1 if exchange.version.local != NULL else exchange.job.route.calls
+        if times:
+            self.usage.encrypted(exchange.store, exchange.key, exchange.version, times)
+
     cdef void _finish(self, Exchange exchange):
-        """The job ran: answer with its result. The one place where a result leaves, so blocks are looked at once more here."""
+        """The job ran: answer with its result, unless that was forbidden meanwhile."""
         cdef xks_job *job = exchange.job
-        cdef xks_status status = job.status
         cdef bytes response = None
         error = None
         try:
-            if exchange.store.blocked:
-                error = XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
-            elif exchange.key.blocked:
-                error = XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
-            elif status == XKS_OK:
+            if exchange.operation == ENCRYPT:
+                self._count_encryptions(exchange)
+            if exchange.changes != self.table.changes:
+                self._check_again(exchange)
+            if job.status == XKS_OK:
                 response = encrypt_response(job) if exchange.operation == ENCRYPT else decrypt_response(job)
-            else:
-                error = self._job_error(exchange)
-            if error is None:
                 self._answer(exchange, response)
             else:
-                self.refuse(exchange, error)
-        except Exception as unexpected:
-            self.refuse(exchange, unexpected)
+                self.refuse(exchange, job_refusal(job))
+        except Exception as refusal:
+            self.refuse(exchange, refusal)
         finally:
             API.job_release(self.jobs, job)
             exchange.job = NULL
 
-    cdef _job_error(self, Exchange exchange):
-        """The XksError for a job that did not end in XKS_OK."""
-        cdef xks_job *job = exchange.job
-        cause = ""
-        if job.failed_call != NULL:
-            cause = f"{job.failed_call.decode('ascii')}: {API.ckr_name(job.ckr).decode('ascii')}"
-        if job.status == XKS_NOT_AUTHENTIC:
-            return XksError(
-                XksErrorName.INVALID_CIPHERTEXT, "Ciphertext, IV, tag, AAD or metadata do not belong together", cause=cause
-            )
-        if job.status == XKS_NOT_PERMITTED:
-            return XksError(XksErrorName.INVALID_KEY_USAGE, "The key manager forbids this use of the key", cause=cause)
-        if job.status == XKS_NOT_FOUND:
-            return XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=cause)
-        if job.status == XKS_TIMEOUT:
-            return XksError(XksErrorName.DEPENDENCY_TIMEOUT, "The key manager did not answer in time", cause=cause)
-        if job.status == XKS_BUSY:
-            return XksError(XksErrorName.THROTTLING, "The key manager is at its limit", cause=cause)
-        if job.status == XKS_UNAVAILABLE:
-            return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause)
-        return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause or f"job status {<int>job.status}")
+    cdef _check_again(self, Exchange exchange):
+        """All that may have been forbidden since the request came in. Raises XksError."""
+        cdef ServedStore store = self.table.names.get(exchange.store.name)
+        cdef ServedKey key
+        cdef ServedVersion version
+        if store is None or store.blocked:
+            raise XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
+        if store.index_of(exchange.credential.access_key_id) < 0:
+            raise XksError(XksErrorName.AUTHENTICATION_FAILED, NOT_SIGNED, cause="the credential was removed meanwhile")
+        if exchange.operation != GET_HEALTH_STATUS:
+            key = store.keys.get(exchange.key.external_key_id)
+            if key is None or key.blocked:
+                raise XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
+            self._check_principal(exchange, store)
+            if exchange.operation == GET_KEY_METADATA:
+                exchange.response = key.metadata_response
+            else:
+                self._check_key(exchange, key)
+                version = key.version(exchange.version.number)
+                if version is None or version.label != exchange.version.label:
+                    raise XksError(XksErrorName.INVALID_STATE, "This version of the external key was removed")
+        exchange.changes = self.table.changes
+
+    cdef void look_again(self, Exchange exchange):
+        """The answer has waited for those before it, and something was forbidden meanwhile: the last chance to withhold it.
+
+        It was counted and logged as answered already; a refusal is counted and logged beside that.
+        """
+        exchange.sink = None  # it is sending this one right now
+        try:
+            self._check_again(exchange)
+        except Exception as refusal:
+            self.refuse(exchange, refusal)
 
     cdef void _answer(self, Exchange exchange, bytes response):
         exchange.response = response
-        exchange.answered = True
+        exchange.answered = exchange.granted = True
         self.metrics.answered(exchange.operation, API.monotonic_ns() - exchange.first_byte_ns)
         if self.logs_success:
             self._log(exchange, None)
@@ -401,6 +461,7 @@ cdef class Pipeline:
             error = XksError(XksErrorName.INTERNAL, "The proxy failed", cause=f"{type(error).__name__}")
         exchange.response = error_response(error, exchange.close_after)
         exchange.answered = True
+        exchange.granted = False
         self.metrics.refused(exchange.operation, error.name.error_name, API.monotonic_ns() - exchange.first_byte_ns)
         self._log(exchange, error)
         if exchange.sink is not None:
@@ -416,12 +477,12 @@ cdef class Pipeline:
             "kms_request_id": None if exchange.request_id is None else exchange.request_id[:256],
             "operation": OPERATION_NAMES[exchange.operation] or None,
             "key_store": None if exchange.store is None else exchange.store.name,
-            "external_key_id": None if exchange.key is None else exchange.key.external_key_id,
+            "external_key_id": None if exchange.key is None else exchange.key.external_key_id.decode("ascii"),
             "partition": None,
             "result": "ok" if error is None else error.name.error_name,
             "us": (API.monotonic_ns() - exchange.first_byte_ns) // 1000,
         }
-        if job != NULL and exchange.key is not None and exchange.key.local == NULL and job.partition < len(self.partition_names):
+        if job != NULL and exchange.version is not None and exchange.version.local == NULL and job.partition < len(self.partition_names):
             line["partition"] = self.partition_names[job.partition]
         if error is not None:
             line["http_status"] = error.http_status

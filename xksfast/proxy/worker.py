@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proxy worker: one process, one event loop, one engine.
 
-It is handed everything: its configuration and its connections by the supervisor, snapshots by the control process. It opens no
-listening socket, reads no state file and holds no SigV4 secret. Its life: Start -> first ApplySnapshot -> tokens settled ->
-WorkerReady -> connections -> Drain. It ends when the supervisor's line closes, so that no worker outlives its supervisor.
+It is handed everything: its configuration and its connections by the supervisor, what it serves by the control process. It opens no
+listening socket, reads no state file and holds no SigV4 secret. Its life: Start -> first whole state by ApplyDelta -> tokens settled ->
+WorkerReady -> connections -> Drain -> last UsageReport. It ends when the supervisor's line closes, so that no worker outlives its
+supervisor.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Coroutine
 from functools import partial
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from typing import Any
 
 import uvloop
@@ -26,22 +28,20 @@ from xksfast.ekm.local import LocalKeys
 from xksfast.ekm.pkcs11 import TokenEngine
 from xksfast.errors import OperatorError
 from xksfast.log import Log, RequestLog
-from xksfast.model import Snapshot
-from xksfast.native.crypto import JobPool, RandomPool, SecretPages, harden_process
+from xksfast.native.crypto import JobPool, RandomPool, harden_process
 from xksfast.native.tls import TlsContext
 from xksfast.proxy.connection import Connection
 from xksfast.proxy.connection_settings import ConnectionSettings
+from xksfast.proxy.delta_applier import DeltaApplier
 from xksfast.proxy.handshakes import HandshakeGate
 from xksfast.proxy.health import HealthMonitor
 from xksfast.proxy.pipeline import Pipeline
-from xksfast.proxy.serving_builder import PreparedTable
 from xksfast.proxy.worker_report import LoopLag, make_report
 
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
-SETTLE_PATIENCE_S = 15.0  # without any key or partition having been found
-MAX_NOTES = 100  # a partition that is out concerns every key: the first of them tell enough
-RELEASE_AFTER_S = 30.0  # far above any request's deadline
+USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
+LAST_REPORT_PATIENCE_S = 1.0  # for jobs that nobody waits for any more; above any request's deadline
 
 
 class Worker:
@@ -56,9 +56,8 @@ class Worker:
         self._draining = False
         self._closed = 0
         self._control: Channel | None = None
-        self._serving: PreparedTable | None = None
-        self._pages: SecretPages | None = None
-        self._snapshots: asyncio.Queue[tuple[messages.ApplySnapshot, int]] = asyncio.Queue()
+        self._applier: DeltaApplier | None = None
+        self._exit_code = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._tls: TlsContext | None = None
         self._tokens: TokenEngine | None = None
@@ -70,7 +69,8 @@ class Worker:
     async def run(self) -> int:
         """Until drained or left alone; the exit code."""
         await self._done.wait()
-        return 0
+        await self._report_last_usage()
+        return self._exit_code
 
     # --- lines
 
@@ -97,11 +97,22 @@ class Worker:
             return
         if self._control is not None:
             self._control.close()
+            if self._applier is not None:
+                self._applier.forget_unfinished()
         self._control = Channel(socket.socket(fileno=fd), messages.ControlToWorker, on_message=self._on_control)
 
-    def _on_control(self, message: messages.ApplySnapshot, fd: int | None) -> None:
-        if fd is not None:
-            self._snapshots.put_nowait((message, fd))
+    def _on_control(self, message: messages.ControlToWorker, fd: int | None) -> None:
+        match message:
+            case messages.ApplyDelta() if self._applier is not None:
+                self._applier.receive(message.delta, fd)
+            case messages.AskUsage() if self._applier is not None:
+                self._spawn(self._report_usage())
+            case _ if fd is not None:
+                os.close(fd)
+
+    def _to_control(self, message: messages.WorkerToControl) -> None:
+        if self._control is not None:
+            self._control.send(message)
 
     # --- start
 
@@ -117,7 +128,7 @@ class Worker:
         except OperatorError as error:
             self._supervisor.send(messages.WorkerRefused(problems=(str(error),)))
             return
-        self._spawn(self._apply_snapshots())
+        self._spawn(self._apply_deltas())
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         self._lag.start()
         self._heartbeat()
@@ -151,51 +162,65 @@ class Worker:
             log=self._log.warning,
         )
         self._health = HealthMonitor(self._loop, list(self._sources.values()), self._log.warning)
+        self._applier = DeltaApplier(
+            self._pipeline,
+            self._sources,
+            self._tokens,
+            worker=self._index,
+            log=self._log,
+            send=self._to_control,
+            on_applied=self._on_applied,
+            on_refused=self._on_refused,
+        )
 
-    # --- snapshots
+    # --- what is served
 
-    async def _apply_snapshots(self) -> None:
-        """One after the other, the newest last; the loop goes on serving while tokens are asked."""
-        while True:
-            message, fd = await self._snapshots.get()
-            try:
-                await self._apply(message.snapshot, fd)
-            except OperatorError as error:
-                self._log.error("snapshot_refused", seq=message.snapshot.seq, reason=str(error))
-            finally:
-                os.close(fd)
+    async def _apply_deltas(self) -> None:
+        """A worker that can take nothing new would go on serving what may be blocked: it ends, and another is started."""
+        assert self._applier is not None
+        try:
+            await self._applier.run()
+        except Exception as error:
+            self._log.error("deltas_failed", error=f"{type(error).__name__}: {error}", next="this worker ends")
+            self._exit_code = 1
+            self._done.set()
 
-    async def _apply(self, snapshot: Snapshot, fd: int) -> None:
-        pages = SecretPages.open(fd)
-        prepared = PreparedTable(snapshot, pages, self._sources)
-        prepared.begin()
-        if self._tokens:
-            engine = self._tokens.engine
-            settled = await self._loop.run_in_executor(None, engine.wait_settled, SETTLE_PATIENCE_S)
-            if not settled:
-                self._log.warning("tokens_not_settled", after_s=SETTLE_PATIENCE_S)
-            refusals = self._tokens.refusals()
-            if refusals and not self._ready:
-                self._supervisor.send(messages.WorkerRefused(problems=tuple(refusals)))
-                return
-        table = prepared.finish()
-        self._pipeline.replace_table(table)
-        former, self._serving, self._pages = self._serving, prepared, pages
-        if former is not None:
-            self._loop.call_later(RELEASE_AFTER_S, former.release)
-        if self._control is not None:
-            self._control.send(
-                messages.SnapshotApplied(
-                    seq=snapshot.seq,
-                    worker=self._index,
-                    problems=tuple(prepared.problems),
-                    notes=tuple(prepared.notes[:MAX_NOTES]),
-                )
-            )
+    def _on_applied(self, seq: int) -> None:
         if not self._ready:
             self._ready = True
             self._health.start()
-            self._supervisor.send(messages.WorkerReady(seq=snapshot.seq))
+            self._supervisor.send(messages.WorkerReady(seq=seq))
+
+    def _on_refused(self, problems: list[str]) -> None:
+        self._supervisor.send(messages.WorkerRefused(problems=tuple(problems)))
+
+    # --- usage
+
+    async def _report_usage(self) -> None:
+        """What was used since the last report, in as many messages as it takes, but at least one."""
+        more = True
+        while more:
+            keys, credentials = self._pipeline.usage.take(USES_PER_REPORT)
+            more = USES_PER_REPORT in (len(keys), len(credentials))
+            self._to_control(
+                messages.UsageReport(
+                    worker=self._index,
+                    keys=tuple(messages.KeyUse(*use) for use in keys),
+                    credentials=tuple(messages.CredentialUse(*use) for use in credentials),
+                )
+            )
+            await asyncio.sleep(0)
+
+    async def _report_last_usage(self) -> None:
+        """After the last answer: what an engine may still be doing for clients that are gone counts as well."""
+        if self._applier is None or self._control is None:
+            return
+        deadline = monotonic() + LAST_REPORT_PATIENCE_S
+        while self._pipeline.unanswered and monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await self._report_usage()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._control.drained(), LAST_REPORT_PATIENCE_S)
 
     # --- connections
 
