@@ -360,15 +360,16 @@ class Supervisor:
         self._accept_when_possible()
         for listener in self._listeners:
             listener.sock.close()
-        children = [self._control, *(worker.child for worker in self._workers)]
-        for child in children:
+        for child in (self._control, *(worker.child for worker in self._workers)):
             child.stop()
-            child.send(messages.Drain())
         for worker in self._workers:
+            worker.child.send(messages.Drain())
             if not worker.ready:  # nothing to finish, and it may be waiting for a token
                 worker.child.terminate()
         patience_s = REFUSED_PATIENCE_S if self._failure else float(self._config.proxy.drain_timeout_s)
-        await asyncio.gather(*(child.end(patience_s) for child in children))
+        await asyncio.gather(*(worker.child.end(patience_s) for worker in self._workers))
+        self._control.send(messages.Drain())  # after the workers' last reports
+        await self._control.end(patience_s)
         self._health.close()
         for task in self._tasks:
             task.cancel()
