@@ -83,6 +83,6 @@ def test_a_clock_that_jumps_a_month_gets_its_keys_by_itself(tmp_path: Path) -> N
         client = setup.client()
         clock.set(clock.now() + datetime.timedelta(days=31))
         wait_until(lambda: process.events("signing_keys_renewed"), "noticed", 5)
-        wait_until(lambda: len(process.events("snapshot_applied")) == 2, "served", 5)
+        wait_until(lambda: len(process.events("delta_applied")) == 2, "served", 5)
         assert call(client, clock) == 200
         client.close()

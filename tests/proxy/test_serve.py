@@ -135,7 +135,7 @@ def test_requests_go_on_while_the_control_process_is_started_again(setup: Setup)
         (control,) = process.children("_control")
         os.kill(control, signal.SIGKILL)
         wait_until(lambda: len(process.events("state_loaded")) == 2, "control is back")
-        wait_until(lambda: len(process.events("snapshot_applied")) == 2, "its snapshot is served")
+        wait_until(lambda: len(process.events("delta_applied")) == 2, "its state is served")
         answered = flow.answered
         wait_until(lambda: flow.answered > answered + 20, "requests flow")
         assert flow.failures == []
@@ -160,10 +160,10 @@ def test_credentials_rotate_by_reload_without_losing_a_request(setup: Setup) -> 
 
 
 def reload(setup: Setup, process: Process, count: int) -> None:
-    """Write, SIGHUP, and wait until the count-th snapshot is served."""
+    """Write, SIGHUP, and wait until the count-th state is served."""
     setup.write()
     process.popen.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(process.events("snapshot_applied")) == count, "the new snapshot is served")
+    wait_until(lambda: len(process.events("delta_applied")) == count, "the new state is served")
 
 
 @requirement(134)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control process that hands every worker an empty snapshot. <FAKE_DIR>/refuse_state: StateRefused with its text.
+"""A control process that hands every worker an empty state. <FAKE_DIR>/refuse_state: StateRefused with its text.
 
 Each state it loads is written to <FAKE_DIR>/loaded as "<pid> <seq>".
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xksfast import messages
 from xksfast.channel import Channel
-from xksfast.model import Snapshot
+from xksfast.model import Delta
 
 DIRECTORY = Path(os.environ["FAKE_DIR"])
 
@@ -52,7 +52,7 @@ class FakeControl:
     def push(self, link: Channel) -> None:
         pages = os.memfd_create("pages")
         os.write(pages, b"pages")
-        link.send(messages.ApplySnapshot(snapshot=Snapshot(seq=self.seq)), pages)
+        link.send(messages.ApplyDelta(delta=Delta(base_seq=0, seq=self.seq, reset=True)), pages)
         os.close(pages)
 
 

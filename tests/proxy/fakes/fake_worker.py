@@ -70,14 +70,14 @@ class FakeWorker:
                 self.draining = not (DIRECTORY / "deaf").exists()
                 self.end_if_drained()
 
-    def on_control(self, message: messages.ApplySnapshot, fd: int | None) -> None:
+    def on_control(self, message: messages.ApplyDelta, fd: int | None) -> None:
         assert fd is not None
         assert os.pread(fd, 5, 0) == b"pages"
         os.close(fd)
         if self.refused or (DIRECTORY / "waits").exists():
             return
-        seq = message.snapshot.seq
-        self.control.send(messages.SnapshotApplied(seq=seq, worker=self.index))
+        seq = message.delta.seq
+        self.control.send(messages.DeltaApplied(seq=seq, worker=self.index))
         self.supervisor.send(messages.WorkerReady(seq=seq))
 
     def heartbeat(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The snapshot: signing keys for three days that a signer's requests pass with, slots that do not overlap, no secret in it."""
+"""A file as what workers are told: signing keys for three days with which requests pass, slots that do not overlap, no secret in it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from xksfast.model import Delta
 from xksfast.native.crypto import AesGcmKey, Keyring, SecretPages
+from xksfast.state.delta import DeltaBuilder, covered_days
+from xksfast.state.file_state import FileSecrets, state_of_file
 from xksfast.state.local_keys import LocalKeyFiles
-from xksfast.state.snapshot import build_snapshot, covered_days
 from xksfast.state.store_file import CredentialEntry, KeyEntry, StoreEntry, StoreFile
 
 NOON = int(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp())
@@ -37,8 +39,10 @@ class Setup:
         credentials = tuple(CredentialEntry(name, str(self.directory / name)) for name in IDS)
         return StoreEntry(region=REGION, uri_path_prefix=prefix, credentials=credentials, **values)  # type: ignore[arg-type]
 
-    def build(self, stores: dict[str, StoreEntry], now: int = NOON):  # type: ignore[no-untyped-def]
-        return build_snapshot(StoreFile(stores), seq=7, now=now, local_keys=self.local_keys, on_problem=self.problems.append)
+    def build(self, stores: dict[str, StoreEntry], now: int = NOON) -> tuple[Delta, SecretPages | None]:
+        builder = DeltaBuilder(FileSecrets(self.local_keys), self.problems.append)
+        (part,) = builder.whole(state_of_file(StoreFile(stores), 7), covered_days(now))
+        return part
 
 
 @pytest.fixture
@@ -70,17 +74,17 @@ def verifies(keyring: Keyring, access_key_id: str, secret: str, at: int) -> bool
     return credential is not None
 
 
-def keyring_of(store, pages: SecretPages) -> Keyring:  # type: ignore[no-untyped-def]
-    keyring = Keyring(store.region)
-    for credential in store.credentials:
-        for day, slot in credential.signing_keys.items():
-            keyring.add(credential.access_key_id, day, pages, slot)
+def keyring_of(delta: Delta, pages: SecretPages) -> Keyring:
+    keyring = Keyring(delta.key_stores[0].region)
+    for credential in delta.credentials:
+        keyring.replace(credential.access_key_id, credential.signing_keys, pages)
     return keyring
 
 
 def test_every_credential_signs_for_yesterday_today_and_tomorrow_and_for_no_other_day(setup: Setup) -> None:
-    snapshot, pages = setup.build({"a": setup.store("/a", partition_group="main")})
-    keyring = keyring_of(snapshot.key_stores[0], SecretPages.open(pages.fd))
+    delta, pages = setup.build({"a": setup.store("/a", partition_group="main")})
+    assert pages is not None
+    keyring = keyring_of(delta, SecretPages.open(pages.fd))
     for access_key_id in IDS:
         secret = setup.secrets[access_key_id]
         days = [verifies(keyring, access_key_id, secret, NOON + offset * 86400) for offset in (-2, -1, 0, 1, 2)]
@@ -104,22 +108,22 @@ def test_local_keys_are_unsealed_into_slots_of_their_own(setup: Setup) -> None:
     for label in ("one", "two"):
         setup.local_keys.ensure(label)
     keys = {"k1": KeyEntry(label="one"), "k2": KeyEntry(label="two"), "again": KeyEntry(label="one")}
-    snapshot, pages = setup.build({"a": setup.store("/a", key_source="local", keys=keys)})
-    store = snapshot.key_stores[0]
-    slots = [slot for credential in store.credentials for slot in credential.signing_keys.values()]
-    slots += [key.local_slot for key in store.keys]
-    assert sorted(slots) == list(range(2 * 3 + 3))
-    opened = {key.external_key_id: AesGcmKey(SecretPages.open(pages.fd), key.local_slot) for key in store.keys}
+    delta, pages = setup.build({"a": setup.store("/a", key_source="local", keys=keys)})
+    assert pages is not None
+    key_slots = {key.external_key_id: key.versions[0].local_slot or 0 for key in delta.keys}
+    slots = [slot for credential in delta.credentials for slot in credential.signing_keys.values()]
+    assert sorted([*slots, *key_slots.values()]) == list(range(2 * 3 + 3))
+    opened = {name: AesGcmKey(SecretPages.open(pages.fd), slot) for name, slot in key_slots.items()}
     iv, ciphertext, tag = opened["k1"].encrypt(b"hello", b"")
     assert opened["again"].decrypt(iv, ciphertext, tag, b"") == b"hello"
-    assert store.key_source == "local"
+    assert delta.key_stores[0].key_source == "local"
 
 
 def test_a_local_key_that_cannot_be_opened_is_reported_and_the_others_are_served(setup: Setup) -> None:
     setup.local_keys.ensure("one")
     keys = {"k1": KeyEntry(label="one"), "k2": KeyEntry(label="gone")}
-    snapshot, _ = setup.build({"a": setup.store("/a", key_source="local", keys=keys)})
-    slots = {key.external_key_id: key.local_slot for key in snapshot.key_stores[0].keys}
+    delta, _ = setup.build({"a": setup.store("/a", key_source="local", keys=keys)})
+    slots = {key.external_key_id: key.versions[0].local_slot for key in delta.keys}
     assert slots["k1"] is not None
     assert slots["k2"] is None
     assert len(setup.problems) == 1
@@ -127,13 +131,13 @@ def test_a_local_key_that_cannot_be_opened_is_reported_and_the_others_are_served
 
 
 def test_no_secret_is_in_what_workers_are_told(setup: Setup) -> None:
-    snapshot, _ = setup.build({"a": setup.store("/a", partition_group="main", blocked=True)})
-    packed = msgspec.msgpack.encode(snapshot)
+    delta, _ = setup.build({"a": setup.store("/a", partition_group="main", blocked=True)})
+    packed = msgspec.msgpack.encode(delta)
     for secret in setup.secrets.values():
         assert secret.encode() not in packed
-    assert snapshot.key_stores[0].blocked
+    assert delta.key_stores[0].blocked
 
 
-def test_an_empty_state_is_a_snapshot_too(setup: Setup) -> None:
-    snapshot, pages = setup.build({})
-    assert (snapshot.seq, snapshot.key_stores, len(pages)) == (7, (), 1)
+def test_an_empty_state_is_told_too(setup: Setup) -> None:
+    delta, pages = setup.build({})
+    assert (delta.seq, delta.reset, delta.complete, delta.key_stores, pages) == (7, True, True, (), None)
