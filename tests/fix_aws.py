@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.fake_kms import FakeKms, Host
 from tests.servers import running_dev
-from xksfast.admin.aws.kms import KmsConnection
 from xksfast.admin.aws.results import ProxyCredential
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
 from xksfast.state.objects import AwsConnection, Credential, KeyStore
+
+if TYPE_CHECKING:
+    from xksfast.admin.aws.kms import KmsConnection
 
 HOST = "proxy.xks.example.com"
 ENDPOINT = f"https://{HOST}"
@@ -63,6 +65,8 @@ class LinkedProxy:
 
 @pytest.fixture(scope="session")
 def _aws_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeKms, KmsConnection]]:
+    from xksfast.admin.aws.kms import KmsConnection  # brings boto3, which most tests need not wait for
+
     with pytest.MonkeyPatch.context() as patch, FakeKms(limit_s=10) as fake:
         nothing = str(tmp_path_factory.mktemp("aws") / "absent")
         values = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,18 +26,36 @@ def postgres() -> Iterator[PostgresServer]:
         server.close()
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with the schema and nothing in it, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "state.db"
+    Database.open(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture(params=KINDS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, of each kind."""
+    """The URL of a database with the schema and nothing in it, of each kind."""
     return new_database(request, str(request.param), tmp_path / "state.db")
 
 
-def new_database(request: pytest.FixtureRequest, kind: str, path: Path) -> str:
-    """One of a given kind; the server is started only for those that need it."""
-    if kind == "sqlite":
-        return f"sqlite:///{path}"
+@pytest.fixture(params=KINDS)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without a schema, of each kind; a SQLite file that is not there."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.database()
+
+
+def new_database(request: pytest.FixtureRequest, kind: str, path: Path) -> str:
+    """One with the schema, of a given kind; the server is started only for those that need it."""
+    if kind == "sqlite":
+        shutil.copyfile(request.getfixturevalue("migrated_file"), path)
+        return f"sqlite:///{path}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.migrated_database()
 
 
 @pytest.fixture

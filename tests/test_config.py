@@ -184,6 +184,7 @@ def test_budgets_may_be_whole_numbers_or_not_and_sites_are_text(load: Load) -> N
         (MASTER, 'master_key_partition = "p1"', "state.master_key_partition", "there is no partition 'p1': known are p0"),
         (MASTER, 'master_key_partition = "p0"\nmaster_key_label = ""', "state.master_key_label", "must have 1 to 200 bytes"),
         (MASTER, MASTER + '\nmaster_key_label = "m"', "state.master_key_label", "a key of master_key_partition, which is not set"),
+        (MASTER, 'master_key_passphrase_env = "my secret"', "state.master_key_passphrase_env", "is no name of an environment variable"),
         (MASTER, 'master_key_passphrase = "x"', "state.master_key_passphrase", "did you mean 'master_key_passphrase_env'?"),
         ('module = "hsm_a"', 'module = "hsm_b"', "partitions.p0.module", "there is no module 'hsm_b': did you mean 'hsm_a'?"),
         ('partitions = ["p0"]', 'partitions = ["p1"]', "partition_groups.main.partitions", "no partition 'p1'"),

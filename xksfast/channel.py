@@ -209,12 +209,12 @@ class Channel:
                 self._peer_gone()
                 return
             self._received += data
-            self._deliver()
-            if self._closed or len(data) < READ_BYTES // 2:
-                return
+            delivered = self._deliver()
+            if self._closed or len(data) < READ_BYTES // 2 or delivered > READ_BYTES // 2:
+                return  # large messages take their time: the loop has its turn between them
 
-    def _deliver(self) -> None:
-        """Hand every complete frame to the owner."""
+    def _deliver(self) -> int:
+        """Hand every complete frame to the owner; the bytes that were in them."""
         received, start = self._received, 0
         try:
             while len(received) - start >= _HEADER.size:
@@ -222,23 +222,24 @@ class Channel:
                 length = header & ~_HAS_DESCRIPTOR
                 if length > MAX_FRAME_BYTES:
                     self._fail(f"a frame of {length} bytes")
-                    return
+                    break
                 end = start + _HEADER.size + length
                 if len(received) < end:
-                    return
+                    break
                 fd: int | None = None
                 if header & _HAS_DESCRIPTOR:
                     if not self._descriptors:
                         self._fail("a frame without its file descriptor")
-                        return
+                        break
                     fd = self._descriptors.popleft()
                 payload = bytes(memoryview(received)[start + _HEADER.size : end])
                 start = end
                 if not self._hand_over(payload, fd):
-                    return
+                    break
         finally:
             if start and not self._closed:
                 del received[:start]
+        return start
 
     def _hand_over(self, payload: bytes, fd: int | None) -> bool:
         """False when there is nobody to hand over to any more."""

@@ -29,6 +29,7 @@ MASTER_KEY_OPTIONS = (
 )  # fmt: skip
 _MECHANISM = re.compile(r"(?:0x[0-9A-Fa-f]{1,8}|[1-9][0-9]{0,9})?")
 _CREDENTIAL = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@:-]{1,255}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_NAME_CHARS - 1}}}")
 
 
@@ -373,6 +374,10 @@ def _check_master_key(config: Config, problems: Problems) -> None:
         problems.add(
             "state.master_key_credential",
             f"{name!r} is no name of a systemd credential: it is a name, as in LoadCredential=, not a path",
+        )
+    if state.master_key_passphrase_env and not _VARIABLE.fullmatch(state.master_key_passphrase_env):
+        problems.add(  # not shown: it may be the passphrase
+            "state.master_key_passphrase_env", "is no name of an environment variable: name the one that holds the passphrase"
         )
     if state.master_key_partition and state.master_key_partition not in config.partitions:
         problems.add(

@@ -223,8 +223,8 @@ class ApplyDelta(Message):
     number: counts the messages to this worker; its acknowledgements say up to which one they hold.
     """
 
-    number: int
     delta: Delta
+    number: int = 0
 
 
 class AskUsage(Message):
@@ -237,9 +237,9 @@ class AskUsage(Message):
 class DeltaRestricted(Message):
     """All that the deltas up to message `number` block, disable or remove is so from now on, for answers in flight as well."""
 
-    number: int
     seq: int
     worker: int
+    number: int = 0
 
 
 class DeltaApplied(Message):
@@ -248,21 +248,21 @@ class DeltaApplied(Message):
     problems: keys that cannot be served and what to do, a sentence each. notes: keys that only some partitions of their group serve.
     """
 
-    number: int
     seq: int
     worker: int
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    number: int = 0
 
 
 class DeltaRefused(Message):
     """The delta does not follow on what the worker has: it must be given everything anew."""
 
-    number: int
     seq: int
     worker: int
     has_seq: int
     problem: str
+    number: int = 0
 
 
 class KeyUse(Part):

@@ -71,7 +71,14 @@ static void rights_are_the_tokens(const token *t)
 static void an_absent_key_is_said_and_a_removed_one_is_not_served(const token *t)
 {
     fixture f = start(t, t->pin, 1, 100);
-    uint32_t absent = add_key(&f, "absent"), both = add_key(&f, "both"), again;
+    uint32_t keys[3], again;
+    size_t settled;
+    CHECK_STATUS(XKS_OK, xks_engine_key_add(f.engine, f.group, "absent", 6, &keys[0], error));
+    CHECK_STATUS(XKS_OK, xks_engine_key_add(f.engine, f.group, "both", 4, &keys[1], error));
+    keys[2] = 4711; /* not known, so there is nothing to wait for */
+    CHECK_STATUS(XKS_OK, xks_engine_wait_keys(f.engine, keys, 3, SECONDS(10), &settled));
+    CHECK(settled == 3);
+    uint32_t absent = keys[0], both = keys[1];
     xks_key_status status;
     CHECK_STATUS(XKS_OK, xks_engine_key_status(f.engine, absent, f.partition, &status));
     CHECK(status.state == XKS_KEY_ABSENT && strstr(status.reason, "'absent'") != NULL);

@@ -21,6 +21,7 @@ typedef struct ha {
     uint32_t count;
     uint32_t key;
     uint64_t submitted, ok, refused, wrong;
+    uint64_t worked_on_twice; /* answered jobs that a second call may have worked on */
     uint64_t by_status[16];
     uint64_t deadline_ns; /* of each job; long, since a busy machine is not what is tested */
     uint32_t out; /* submitted, not answered */
@@ -140,6 +141,8 @@ static void take(ha *h)
         h->by_status[job->status]++;
         if (job->status == XKS_OK) {
             h->ok++;
+            CHECK(job->route.calls >= 1);
+            h->worked_on_twice += job->route.calls > 1 ? 1 : 0;
             CHECK(job->finished_ns <= job->deadline_ns); /* no answer after the deadline */
             if (job->operation == XKS_DECRYPT) {
                 h->wrong += job->output_len != job->input_len || (job->output_len > 0 && job->output[0] != 'p') ? 1 : 0;
@@ -252,6 +255,7 @@ static void a_partition_that_errs_costs_no_job_and_its_breaker_opens_and_closes(
     expect_in_service(&h, 1, true);
     load(&h, MS(500));
     expect_all_ok(&h);
+    CHECK(h.worked_on_twice >= 1); /* the retries */
     CHECK(status_of(&h, 0).opens == 0);
     stop_ha(&h);
 }
@@ -272,6 +276,7 @@ static void a_partition_that_hangs_costs_no_job_and_threads_are_replaced(const t
     expect_in_service(&h, 0, true);
     load(&h, MS(500));
     expect_all_ok(&h);
+    CHECK(h.worked_on_twice >= totals.hedge_wins);
     CHECK(status_of(&h, 0).lost_threads == 0);
     stop_ha(&h);
 }

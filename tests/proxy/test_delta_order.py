@@ -119,18 +119,16 @@ def without_last(allowed: set[Any]) -> set[Any]:
 @st.composite
 def histories(draw: st.DrawFn) -> list[Any]:
     """Steps: a list of parts of a delta with the World after it, or a number of waits that the tokens end."""
-    world, steps, seq = World(), [], 0
-    for number in range(draw(st.integers(2, 7))):
-        reset = number == 0 or draw(st.integers(0, 4)) == 0
+    world, steps = World(), []
+    for seq in range(1, draw(st.integers(3, 8))):
+        reset = seq == 1 or draw(st.integers(0, 4)) == 0
         removed_stores, removed_keys, removed_credentials = set(), set(), set()
         touched: dict[Any, None] = {}
         for _ in range(draw(st.integers(1, 5))):
             name = draw(st.sampled_from(("one", "two")))
             match draw(st.sampled_from(("store", "key", "key", "key", "credential", "no store", "no key", "no credential"))):
                 case "store":
-                    world.stores[name] = KeyStore(
-                        name, f"/{name}", "us-east-1", "pkcs11", "main", blocked=draw(st.booleans())
-                    )
+                    world.stores[name] = KeyStore(name, f"/{name}", "us-east-1", "pkcs11", "main", blocked=draw(st.booleans()))
                     touched["store", name] = None
                 case "key" if name in world.stores:
                     key = _key(draw, name)
@@ -153,7 +151,6 @@ def histories(draw: st.DrawFn) -> list[Any]:
                     who = (name, draw(st.sampled_from(IDS)))
                     world.credentials.discard(who)
                     removed_credentials.add(who)
-        seq += 1
         named = [*world.stores, *world.keys, *world.credentials] if reset else []
         stores = [world.stores[n] for n in world.stores if n in named or ("store", n) in touched]
         keys = [world.keys[n] for n in world.keys if n in named or ("key", *n) in touched]
@@ -167,9 +164,7 @@ def histories(draw: st.DrawFn) -> list[Any]:
             removed_stores=() if reset else tuple(removed_stores), removed_keys=() if reset else tuple(removed_keys),
             removed_credentials=() if reset else tuple(removed_credentials),
         )  # fmt: skip
-        last = Delta(
-            base_seq=first.base_seq, seq=seq, reset=reset, keys=tuple(keys), credentials=tuple(credentials)
-        )
+        last = Delta(base_seq=first.base_seq, seq=seq, reset=reset, keys=tuple(keys), credentials=tuple(credentials))
         after = World(dict(world.stores), dict(world.keys), set(world.credentials))
         steps.append(([first, last], after))
         if draw(st.booleans()):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker serves follows the deltas it is told: a real worker process, real requests. Keys are `local` ones; see test_in_flight.py
-for tokens and answers under way."""
+"""What a worker serves follows the deltas it is told: a real worker process, real requests.
+
+Keys are `local` ones; see test_in_flight.py for tokens and answers under way.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_a_delta_that_follows_on_another_state_is_refused_and_everything_mends_i
 @pytest.mark.parametrize("what", ["region", "key_source"])
 def test_what_never_changes_of_a_store_is_refused(worker: Worker, state: State, what: str) -> None:
     worker.begin()
-    changes: dict[str, Any] = {"region": "us-east-1"} if what == "region" else {"key_source": "pkcs11", "partition_group": "main"}
+    changes: dict[str, Any] = (
+        {"region": "us-east-1"} if what == "region" else {"key_source": "pkcs11", "partition_group": "main"}
+    )
     store = state.store()
     fields = {field: getattr(store, field) for field in store.__struct_fields__}
     worker.tell(key_stores=(KeyStore(**{**fields, **changes}),))
@@ -185,9 +189,7 @@ def test_what_is_removed_and_made_in_one_delta_is_made_anew(worker: Worker, stat
     worker.change(keys=(state.key("k2"),))
     sealed = ask(worker).document
     state.local_keys.clear()  # the new k1 is another key under the same names
-    worker.change(
-        removed_stores=("one",), key_stores=(state.store(),), credentials=(state.credential(),), keys=(state.key(),)
-    )
+    worker.change(removed_stores=("one",), key_stores=(state.store(),), credentials=(state.credential(),), keys=(state.key(),))
     client = worker.client()
     assert client.call("decrypt", client.decrypt_document(sealed)).error == "InvalidCiphertextException"
     assert client.call("encrypt").status == 200

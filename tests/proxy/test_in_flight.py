@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a delta forbids while answers are under way, and deltas that wait for a token. Real SoftHSM behind the shim, which holds calls."""
+"""What a delta forbids while answers are under way, and deltas that wait for a token.
+
+Real SoftHSM behind the shim, which holds calls.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ import pytest
 from tests.client import Answer, Client
 from tests.proxy.worker_process import State, Worker, running_worker
 from tests.servers import wait_until
-from tests.setups import SOFTHSM, Faults, Setup
+from tests.setups import ACCESS_KEY_IDS, SOFTHSM, Faults, Setup
 from xksfast import messages
 from xksfast.config import load_config
 from xksfast.rehearsal.latency import OPERATIONS
 from xksfast.rehearsal.slot import SlotControl
 
-LABELS = ("k1-1", "k1-2", "k2-1")
+LABELS = ("k1-1", "k1-2", "k2-1", "k3-1", "k4-1")
 
 
 class Token:
@@ -36,7 +39,7 @@ class Token:
         self.environment = setup.softhsm_environment
         faults = Faults(directory)
         setup.use_softhsm(module=str(faults.module), environment=faults.environment, sessions=2)
-        setup.config["proxy"]["health"]["probe_interval_s"] = 60  # a probe must not be held in place of a request
+        setup.config["proxy"]["health"]["probe_interval_s"] = 30  # a probe must not be held in place of a request
         setup.config["proxy"]["deadline_ms"] = 240
         setup.write()
         self.faults = faults
@@ -63,20 +66,29 @@ class Token:
         return self.slot.counters().hung >= calls
 
 
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> Token:
+    return Token(tmp_path_factory.mktemp("token"))
+
+
+@pytest.fixture(scope="module")
+def running(token: Token) -> Iterator[Worker]:
+    with running_worker(token.config) as worker:
+        yield worker
+        token.let_go()
+
+
 @pytest.fixture
-def token(tmp_path: Path) -> Iterator[Token]:
-    token = Token(tmp_path)
-    yield token
+def worker(running: Worker, token: Token) -> Iterator[Worker]:
+    """The worker of this module, with the store "one" and its keys k1 and k2 as at the beginning."""
+    begin(running)
+    running.usage()
+    yield running
     token.let_go()
 
 
-@pytest.fixture
-def worker(token: Token) -> Iterator[Worker]:
-    with running_worker(token.config) as worker:
-        worker.begin(key_source="pkcs11")
-        worker.change(keys=(worker.state.key("k2", local=False),))
-        yield worker
-        token.let_go()
+def begin(worker: Worker) -> None:
+    worker.begin(key_source="pkcs11", keys=(worker.state.key(local=False), worker.state.key("k2", local=False)))
 
 
 @pytest.fixture
@@ -164,7 +176,9 @@ def test_what_is_not_forbidden_is_answered_though_other_things_are(worker: Worke
     flight = Flight(client, "decrypt", document)
     wait_until(token.holds, "the call is inside the token")
     worker.restricted(worker.tell(keys=(state.key("k2", local=False, blocked=True),)))
-    worker.change(key_stores=(state.store(prefix="/elsewhere", key_source="pkcs11"),), credentials=(state.credential(number=1),))
+    worker.change(
+        key_stores=(state.store(prefix="/elsewhere", key_source="pkcs11"),), credentials=(state.credential(number=1),)
+    )
     token.let_go()
     assert flight.answer.status == 200
     client.close()
@@ -199,7 +213,6 @@ FIND = ("find",)
 
 def test_a_later_delta_forbids_while_an_earlier_one_waits_and_outlasts_it(worker: Worker, state: State, token: Token) -> None:
     worker.change(keys=(state.key(local=False, blocked=True),))
-    token.make_key("k3-1")
     token.hold(FIND)
     waiting = worker.tell(keys=(state.key("k3", local=False), state.key(local=False), state.key("k2", local=False)))
     worker.restricted(waiting)
@@ -226,14 +239,12 @@ def test_a_later_delta_forbids_while_an_earlier_one_waits_and_outlasts_it(worker
 
 
 def test_a_whole_state_that_waits_keeps_what_later_deltas_forbid(worker: Worker, state: State, token: Token) -> None:
-    token.make_key("k3-1")
     token.hold(FIND)
     waiting = worker.tell(
         reset=True,
-        seq=20,
         key_stores=(state.store(key_source="pkcs11"),),
         credentials=(state.credential(), state.credential(number=1)),
-        keys=(state.key(local=False), state.key("k2", local=False), state.key("k3", local=False)),
+        keys=(state.key(local=False), state.key("k2", local=False), state.key("k4", local=False)),
     )
     worker.restricted(waiting)
     wait_until(token.holds, "the new key is looked for")
@@ -250,9 +261,9 @@ def test_a_whole_state_that_waits_keeps_what_later_deltas_forbid(worker: Worker,
     while not [said for said in worker.all_of(messages.DeltaApplied) if said.seq == seq]:
         seen |= {client.call("encrypt").error, client.call("encrypt", key="k2").error}
     assert seen <= {"InvalidStateException", "KeyNotFoundException"}
-    assert client.call("encrypt", key="k3").status == 200
+    assert client.call("encrypt", key="k4").status == 200
     other = worker.client(credential=1)
-    assert other.call("encrypt", key="k3").error == "AuthenticationFailedException"
+    assert other.call("encrypt", key="k4").error == "AuthenticationFailedException"
     client.close()
     other.close()
 
@@ -295,21 +306,20 @@ def test_encryptions_that_may_have_been_made_are_counted_though_nobody_got_them(
     client.close()
 
 
-def test_a_worker_that_ends_says_what_was_used_and_what_is_still_under_way(
-    worker: Worker, state: State, token: Token
-) -> None:
-    client, gone = worker.client(), worker.client()
-    for _ in range(3):
-        assert client.call("encrypt").status == 200
-    document = gone.valid("encrypt")
-    token.hold()
-    line = socket.create_connection(gone.address, timeout=10)
-    line.sendall(gone.target.raw(gone.path("encrypt"), json.dumps(document).encode()))
-    wait_until(token.holds, "it is inside the token")
-    line.close()
-    client.close()
-    gone.close()
-    worker.drain()
-    (report,) = wait_until(lambda: worker.all_of(messages.UsageReport), "its last words")
-    assert [(use.store, use.external_key_id, use.version, use.encryptions) for use in report.keys] == [("one", "k1", 1, 4)]
-    assert [(use.store, use.access_key_id) for use in report.credentials] == [("one", state.credential().access_key_id)]
+def test_a_worker_that_ends_says_what_was_used_and_what_is_still_under_way(token: Token) -> None:
+    with running_worker(token.config) as worker:
+        begin(worker)
+        client, gone = worker.client(), worker.client()
+        for _ in range(3):
+            assert client.call("encrypt").status == 200
+        document = gone.valid("encrypt")
+        token.hold()
+        with socket.create_connection(gone.address, timeout=10) as line:
+            line.sendall(gone.target.raw(gone.path("encrypt"), json.dumps(document).encode()))
+            wait_until(token.holds, "it is inside the token")
+        client.close()
+        worker.drain()
+        token.let_go()
+        (report,) = wait_until(lambda: worker.all_of(messages.UsageReport), "its last words")
+        assert [(use.store, use.external_key_id, use.version, use.encryptions) for use in report.keys] == [("one", "k1", 1, 4)]
+        assert [(use.store, use.access_key_id) for use in report.credentials] == [("one", ACCESS_KEY_IDS[0])]

@@ -30,7 +30,7 @@ KEY = bytes(range(32))  # of k1-1, in every key source, so that others can encry
 
 
 class Source:
-    """A worker whose keys are `local` or in SoftHSM."""
+    """A worker whose keys are `local` or in SoftHSM; begin() makes it forget what was before."""
 
     def __init__(self, worker: Worker, key_source: str) -> None:
         self.worker = worker
@@ -47,10 +47,11 @@ class Source:
         return self.worker.client()
 
 
-@pytest.fixture(params=["local", "softhsm"])
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Source]:
+@pytest.fixture(scope="module", params=["local", "softhsm"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     config = None
     if request.param == "softhsm":
+        tmp_path: Path = tmp_path_factory.mktemp("token")
         setup = Setup(tmp_path)
         setup.use_softhsm(sessions=2)
         setup.write()
@@ -177,6 +178,7 @@ def test_a_version_that_the_key_manager_lost_does_not_keep_the_others_from_servi
 
 def test_uses_are_counted_by_version(source: Source) -> None:
     client = source.begin(1)
+    source.worker.usage()
     for _ in range(3):
         client.call("encrypt")
     source.worker.change(keys=(source.key(1, 2),))

@@ -25,7 +25,7 @@ from tests.setups import ACCESS_KEY_IDS, REGION
 from xksfast import messages
 from xksfast.channel import Channel
 from xksfast.config import Config
-from xksfast.model import AadScheme, Credential, Delta, Key, KeyStore, KeySource, KeyUsage, KeyVersion
+from xksfast.model import AadScheme, Credential, Delta, Key, KeySource, KeyStore, KeyUsage, KeyVersion
 from xksfast.native.crypto import Secret, SecretPages, derive_signing_key, utc_day
 
 TIMEOUT_S = 20.0

@@ -30,7 +30,7 @@ def a_key(store: str = "payments", external_key_id: str = "orders", *labels: str
 
 
 def a_credential(store: str = "payments", access_key_id: str = "A" * 20, **values: Any) -> Credential:
-    return Credential(store=store, access_key_id=access_key_id, secret_id=f"{store}.{access_key_id}", **values)
+    return Credential(store=store, access_key_id=access_key_id, **{"secret_id": f"{store}.{access_key_id}", **values})
 
 
 def a_source(place: str = "main", label: str = "orders-v1", **values: Any) -> SourceKey:
@@ -94,7 +94,9 @@ def all_of(state: State) -> dict[str, Any]:
         "by_token": dict(state.operators_by_token),
         "revisions": dict(state.revisions),
         "keys_of": {store: list(state.keys_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]},
-        "credentials_of": {store: list(state.credentials_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]},
+        "credentials_of": {
+            store: list(state.credentials_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]
+        },
         "users": {source: state.users_of(source) for source in sources},
         "prefixes": {prefix: state.store_with_prefix(prefix) for prefix in ("", "/a", "/b", "/s0", "/s1", "/s2", "/payments")},
     }

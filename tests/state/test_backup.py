@@ -25,9 +25,7 @@ from xksfast.state.records import NodeRow
 def content(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     with database.reading() as connection:
         return {
-            table.name: [
-                tuple(row) for row in connection.execute(table.select().order_by(*table.primary_key.columns)).all()
-            ]
+            table.name: [tuple(row) for row in connection.execute(table.select().order_by(*table.primary_key.columns)).all()]
             for table in TABLES
         }
 
@@ -35,7 +33,9 @@ def content(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 @pytest.fixture
 def filled(database: Database) -> Database:
     fill(database)
-    database.add_use([KeyUse(store="payments", external_key_id="a", version=1, encryptions=7)], [CredentialUse("payments", "A", 9)])
+    database.add_use(
+        [KeyUse(store="payments", external_key_id="a", version=1, encryptions=7)], [CredentialUse("payments", "A", 9)]
+    )
     database.heartbeat(NodeRow("n1", "1", "", 1, 1, 8, 8))
     return database
 

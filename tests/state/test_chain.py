@@ -206,18 +206,27 @@ def test_checkpoints_move_to_another_key(filled: Database) -> None:
     checkpoints = filled.checkpoints()
     again = renewed(checkpoints, lambda data: hashlib.sha256(data).digest())
     assert again == [
-        Checkpoint(c.seq, c.hash, hashlib.sha256(checkpoint_bytes(c.seq, c.hash, c.at_ms)).digest(), c.at_ms) for c in checkpoints
+        Checkpoint(c.seq, c.hash, hashlib.sha256(checkpoint_bytes(c.seq, c.hash, c.at_ms)).digest(), c.at_ms)
+        for c in checkpoints
     ]
 
 
 @pytest.mark.parametrize(
     ("statement", "at", "words"),
     [
-        ("UPDATE objects SET body = '{}' WHERE kind = 'key' AND id = 'payments/a'", 6, "is not in the table of objects as event 6"),
+        (
+            "UPDATE objects SET body = '{}' WHERE kind = 'key' AND id = 'payments/a'",
+            6,
+            "is not in the table of objects as event 6",
+        ),
         ("UPDATE objects SET seq = 2 WHERE id = 'payments/a'", 6, "is not in the table of objects as event 6"),
         ("UPDATE objects SET made_seq = 100 WHERE id = 'payments/a'", 6, "is not in the table of objects as event 6"),
         ("DELETE FROM objects WHERE id = 'payments/a'", 6, "is missing from the table of objects"),
-        ("INSERT INTO objects (kind, id, body, seq, made_seq) VALUES ('key', 'x', '{}', 5, 100)", 5, "the events do not make it"),
+        (
+            "INSERT INTO objects (kind, id, body, seq, made_seq) VALUES ('key', 'x', '{}', 5, 100)",
+            5,
+            "the events do not make it",
+        ),
         ("DELETE FROM secrets", 2, "the sealed secret of credential"),
     ],
 )

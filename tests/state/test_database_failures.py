@@ -36,7 +36,7 @@ Open = Callable[[], Database]
 
 @pytest.fixture
 def on_postgres(postgres: PostgresServer) -> Iterator[Database]:
-    database = Database.open(postgres.database())
+    database = Database.open(postgres.migrated_database())
     yield database
     database.close()
 
@@ -70,15 +70,23 @@ def test_a_server_that_hangs_is_an_error_and_then_serves_again(on_postgres: Data
     assert verify(on_postgres).is_good
 
 
-def test_a_server_that_hangs_in_the_middle_of_a_transaction_changes_nothing(on_postgres: Database, postgres: PostgresServer) -> None:
-    with in_time(), pytest.raises(StateUnavailable), on_postgres.write("n1") as writer:
-        writer.append([created(a_store())], ALICE, NOW_MS)
-        with postgres.hanging():
-            writer.append([created(a_key())], ALICE, NOW_MS)
+def test_a_server_that_hangs_in_the_middle_of_a_transaction_changes_nothing(
+    on_postgres: Database, postgres: PostgresServer
+) -> None:
+    def hang_half_way() -> None:
+        with on_postgres.write("n1") as writer:
+            writer.append([created(a_store())], ALICE, NOW_MS)
+            with postgres.hanging():
+                writer.append([created(a_key())], ALICE, NOW_MS)
+
+    with in_time(), pytest.raises(StateUnavailable):
+        hang_half_way()
     assert on_postgres.load().seq == 0
 
 
-def test_a_server_that_is_away_is_an_error_at_once_and_then_serves_again(on_postgres: Database, postgres: PostgresServer) -> None:
+def test_a_server_that_is_away_is_an_error_at_once_and_then_serves_again(
+    on_postgres: Database, postgres: PostgresServer
+) -> None:
     write(on_postgres, created(a_store()))
     with postgres.away():
         for action in (on_postgres.load, lambda: write(on_postgres, created(a_key()))):
@@ -95,15 +103,16 @@ def test_a_server_that_was_started_anew_costs_no_error(on_postgres: Database, po
     assert on_postgres.load().seq == 1
 
 
-def test_a_commit_whose_answer_is_lost_is_told_apart_from_one_that_failed(on_postgres: Database, postgres: PostgresServer) -> None:
-    with in_time(), pytest.raises(OutcomeUnknown) as caught, on_postgres.write("n1") as writer:
-        writer.append([created(a_store())], ALICE, NOW_MS)
-        hanging = postgres.hanging()
-        event.listen(on_postgres._backend.engine, "commit", lambda _connection: hanging.__enter__(), once=True)
+def test_a_commit_whose_answer_is_lost_is_told_apart_from_one_that_failed(
+    on_postgres: Database, postgres: PostgresServer
+) -> None:
+    hanging = postgres.hanging()
+    event.listen(on_postgres._backend.engine, "commit", lambda _connection: hanging.__enter__(), once=True)
+    with in_time(), pytest.raises(OutcomeUnknown) as caught:
+        write(on_postgres, created(a_store()))
     hanging.__exit__(None, None, None)
-    assert caught.value.transaction == writer.transaction
     with on_postgres.write("n1") as after:  # under the lock the answer is final
-        assert after.has_transaction(writer.transaction) == (after.seq == 1)
+        assert after.has_transaction(caught.value.transaction) == (after.seq == 1)
 
 
 def test_a_store_finds_out_what_became_of_a_commit(on_postgres: Database, postgres: PostgresServer) -> None:
@@ -185,7 +194,7 @@ def test_a_disk_that_is_full_at_the_server_is_told(on_postgres: Database) -> Non
 
 
 def test_no_message_shows_the_password(postgres: PostgresServer) -> None:
-    url = postgres.database()
+    url = postgres.migrated_database()
     name = url.rpartition("/")[2]
     closed = url.replace(f":{postgres._port}/", ":1/")
     wrong = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file as what workers are told: signing keys for three days that a signer's requests pass with, slots that do not overlap, no secret in it."""
+"""A file as what workers are told: signing keys for three days with which requests pass, slots that do not overlap, no secret in it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from xksfast.native.crypto import AesGcmKey, Keyring, SecretPages
 from xksfast.model import Delta
+from xksfast.native.crypto import AesGcmKey, Keyring, SecretPages
 from xksfast.state.delta import DeltaBuilder, covered_days
 from xksfast.state.file_state import FileSecrets, state_of_file
 from xksfast.state.local_keys import LocalKeyFiles

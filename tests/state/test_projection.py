@@ -30,7 +30,9 @@ def loaded(state: State) -> State:
 
 def test_a_key_that_is_replaced_keeps_its_place_among_its_stores_keys() -> None:
     first, second = a_key(external_key_id="first"), a_key(external_key_id="second")
-    state = folded(created(a_store()), created(first), created(second), changed(first, a_key(external_key_id="first", enabled=False)))
+    state = folded(
+        created(a_store()), created(first), created(second), changed(first, a_key(external_key_id="first", enabled=False))
+    )
     assert list(state.keys_of("payments")) == ["first", "second"]
     assert not state.keys_of("payments")["first"].enabled
 

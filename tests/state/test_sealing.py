@@ -15,7 +15,7 @@ from tests.native.test_seal import bytes_of, open_by_hand, signing_key_by_hand, 
 from xksfast.errors import NativeError
 from xksfast.native.crypto import Secret, SecretPages
 from xksfast.state.master_key import KeyMaster, MasterKeyError
-from xksfast.state.records import Purpose, SealedSecret
+from xksfast.state.records import Purpose, SealedSecret, WrappedDataKey
 from xksfast.state.sealing import Sealer, SealError
 
 
@@ -202,3 +202,20 @@ def test_rewrapping_changes_the_master_key_and_no_secret() -> None:
         assert bytes_of(reopened.open(row)) == bytes_of(rotation.sealer.open(row))
     with pytest.raises(MasterKeyError):
         Sealer.open_with(MASTER, rewrapped)
+
+
+class Forgetful:
+    """A master key that gives back another data key than it was given."""
+
+    name, options = "file", {"master_key_file": "/m"}
+
+    def wrap(self, data_key: Secret, *, id: str, created_at: int) -> WrappedDataKey:
+        return MASTER.wrap(Secret.random(), id=id, created_at=created_at)
+
+    def open(self, row: WrappedDataKey) -> Secret:
+        return MASTER.open(row)
+
+
+def test_a_master_key_that_does_not_give_back_the_data_key_is_not_changed_to() -> None:
+    with pytest.raises(SealError, match="keep the old master key"):
+        SEALER.rewrap(Forgetful())

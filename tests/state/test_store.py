@@ -82,7 +82,9 @@ def test_secrets_come_and_go_with_the_changes_or_not_at_all(database: Database) 
     with pytest.raises(StateCorrupt):
         store.transact(
             ALICE,
-            lambda state: Plan(changes=[created(a_credential())], new_secrets=[a_secret("s-3", data_key_id="no such data key")]),
+            lambda state: Plan(
+                changes=[created(a_credential())], new_secrets=[a_secret("s-3", data_key_id="no such data key")]
+            ),
         )
     assert [secret.id for secret in database.secrets()] == ["s-2"]
     assert store.seq == database.head()[0] == 2
@@ -176,7 +178,7 @@ def test_an_older_backup_is_noticed_and_not_taken_over(tmp_path: Path) -> None:
     before = everything(store)
     _restore_file(older, path, database)
     for action in (store.catch_up, lambda: store.transact(ALICE, put(a_credential()))):
-        with pytest.raises(StateWentBack, match="knows event 2 .* ends at event 1 .* never heard of it") as caught:
+        with pytest.raises(StateWentBack, match=r"knows event 2 .* ends at event 1 .* never heard of it") as caught:
             action()
     assert (caught.value.ours[0], caught.value.theirs[0]) == (2, 1)
     assert everything(store) == before
@@ -262,11 +264,15 @@ def drop_guards(connection: Any) -> None:
 # --- properties
 
 
-STORES = [a_store(f"s{i}", uri_path_prefix=prefix, partition_group=group) for i, prefix in enumerate(("/a", "/b", "")) for group in ("main", "other")]
+STORES = [
+    a_store(f"s{i}", uri_path_prefix=prefix, partition_group=group)
+    for i, prefix in enumerate(("/a", "/b", ""))
+    for group in ("main", "other")
+]
 NEXT: list[Stored] = [
     *STORES,
     *(a_key(f"s{s}", f"k{k}", *labels) for s in range(2) for k in range(3) for labels in (("x",), ("x", "y"))),
-    *(a_credential(f"s{s}", letter * 20, superseded_at=at) for s in range(2) for letter in "AB" for at in (0, 5)),
+    *(a_credential(f"s{s}", letter * 20, secret_id="", superseded_at=at) for s in range(2) for letter in "AB" for at in (0, 5)),
     *(an_operator(name, token) for name, token in (("alice", "aa"), ("alice", "bb"), ("bob", "cc"))),
 ]
 steps = st.lists(
@@ -303,7 +309,9 @@ def _plan(wanted: list[tuple[Stored, bool]]) -> Callable[[State], Plan]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def two_nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StateStore, StateStore]]:
+def two_nodes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[StateStore, StateStore]]:
     url = new_database(request, str(request.param), tmp_path_factory.mktemp("property") / "state.db")
     stores = [opened(Database.open(url), node) for node in ("n1", "n2")]
     yield stores[0], stores[1]
@@ -397,7 +405,7 @@ def test_a_writer_that_is_killed_leaves_whole_transactions_and_all_that_it_ackno
         nodes = [f"r{round_number}a", f"r{round_number}b"] if round_number == 0 else [f"r{round_number}"]
         writers = {
             node: subprocess.Popen(
-                [sys.executable, "-m", "tests.state.writing_process", database_url, node, "0"],
+                [sys.executable, "-m", "tests.state.writing_process", database_url, node],
                 stdout=subprocess.PIPE,
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},

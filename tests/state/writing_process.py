@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that changes the state until it is killed: prints each change after it was committed. Arguments: url, node, first number."""
+"""A process that changes the state until it is killed, and prints each change once it is committed. Arguments: url, node."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from xksfast.state.events import Origin
 from xksfast.state.store import Plan, StateStore
 
 
-def main(url: str, node: str, first: int) -> None:
+def main(url: str, node: str) -> None:
     database = Database.open(url)
     with database.write(node) as writer:
         writer.put_data_key(DATA_KEY)
     store = StateStore(database, node)
     store.open()
-    number = first
+    number = 0
     while True:
         keys = [a_key("payments", f"{node}-{number}-{part}", description="x" * 200) for part in range(5)]
         plan = Plan(changes=[created(key) for key in keys], new_secrets=[a_secret(f"{node}-{number}")])
@@ -28,4 +28,4 @@ def main(url: str, node: str, first: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2])

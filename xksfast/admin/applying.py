@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from xksfast.admin import declaration as declared
 from xksfast.admin.actors import Actor
 from xksfast.admin.declaration import ApplyRequest, Plan, Step
@@ -32,6 +34,23 @@ def check_rights(actor: Actor, plan: Plan) -> None:
     """Refused unless the actor may do every step: better none than half."""
     for step in plan.steps:
         actor.require(step.right, step.store)
+
+
+async def make_source_keys(service: Service, actor: Actor, plan: Plan) -> None:
+    """What the plan's new keys want made, all of a partition group at once: a token is slow to open. What fails is told by its step."""
+    groups = {
+        step.target: step.action.request.partition_group for step in plan.steps if isinstance(step.action, declared.CreateStore)
+    }
+    wanted: dict[str, dict[str, tuple[str, ...]]] = {}
+    for step in plan.steps:
+        if isinstance(step.action, declared.CreateKey) and step.action.request.create:
+            store = step.target.partition("/")[0]
+            group = groups[store] if store in groups else service.store(actor, store).partition_group
+            if group is not None:
+                wanted.setdefault(group, {})[step.action.request.label] = step.action.request.usage
+    for group, labels in wanted.items():
+        with contextlib.suppress(Refused):
+            await service.make_source_keys(actor, group, labels)
 
 
 async def carry_out(service: Service, actor: Actor, step: Step) -> None:

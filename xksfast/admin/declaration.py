@@ -353,7 +353,7 @@ def _without_store(plan: Plan, state: State, store: KeyStore) -> Iterator[Step]:
 
 
 def _new_key(store: str, external_key_id: str, wanted: DeclaredKey) -> Iterator[Step]:
-    usage = wanted.usage or ("ENCRYPT", "DECRYPT")
+    usage = ("ENCRYPT", "DECRYPT") if wanted.usage is None else wanted.usage
     request = KeyCreate(
         external_key_id=external_key_id,
         label=wanted.label,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from xksfast import messages
 from xksfast._version import __version__
 from xksfast.admin.actors import new_token, system_actor
-from xksfast.admin.applying import carry_out
+from xksfast.admin.applying import carry_out, make_source_keys
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
 from xksfast.admin.declaration import ApplyRequest, plan_of
@@ -219,6 +219,8 @@ class Node:
             planned = plan_of(state, request, groups=self._config.partition_groups)
         for problem in planned.problems:
             self._log.error("not_applied", problem=problem)
+        if not planned.problems:
+            await make_source_keys(self.service, actor, planned)
         for step in () if planned.problems else planned.steps:
             try:
                 await carry_out(self.service, actor, step)

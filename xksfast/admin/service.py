@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets as random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -60,8 +60,8 @@ class IssuedCredential:
 class SourceKeys(Protocol):
     """Makes and proves keys in tokens, in processes of their own."""
 
-    async def make(self, group: str, label: str, usage: Sequence[str]) -> None:
-        """Generate, replicate and prove; nothing when it is there already. OperatorError says why not."""
+    async def make(self, group: str, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Generate, replicate and prove; wanted: label -> usage. Nothing for those that are there. OperatorError says why not."""
 
     async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
         """A trial encrypt and decrypt on each partition. OperatorError says why not."""
@@ -401,7 +401,7 @@ class Service:
 
     def reveal(self, credential: Credential) -> str:
         """The secret access key, to be handed to AWS and to nobody else."""
-        return self._sealer.open(self._secrets.row(credential.secret_id)).reveal()
+        return self._sealer.reveal_credential(self._secrets.row(credential.secret_id))
 
     def revision(self, value: Stored) -> int:
         """For its ETag."""
@@ -418,6 +418,17 @@ class Service:
             await self._publisher.applied(committed.events[-1].seq, SERVED_PATIENCE_S)
         return committed.answer
 
+    async def make_source_keys(self, actor: Actor, group: str, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Many in one go, ahead of the keys that will use them. wanted: label -> usage."""
+        actor.require("operate")
+
+        def plan(state: State) -> Plan:
+            changes = [change for label in wanted for change in keys.begin_source(state, group, label, "", now=_now())]
+            return Plan(changes=changes)
+
+        await self._run(lambda: self._store.transact(actor.origin, plan))
+        await self._source_keys.make(group, wanted)
+
     async def _provide_source(self, actor: Actor, place: str, label: str, usage: Sequence[str], *, make: bool) -> bool:
         """The source key is there and proven when this returns; whether it is ours."""
         if place != "local":
@@ -427,7 +438,7 @@ class Service:
                         actor.origin, lambda state: Plan(changes=keys.begin_source(state, place, label, "", now=_now()))
                     )
                 )
-                await self._source_keys.make(place, label, usage)
+                await self._source_keys.make(place, {label: usage})
             else:
                 await self._source_keys.prove(place, label, usage)
             return make

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from xksfast.admin.key_creation import make_token_keys
@@ -20,14 +20,28 @@ class TokenSourceKeys:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._lock = asyncio.Lock()
+        self._made: set[tuple[str, str]] = set()
 
-    async def make(self, group: str, label: str, usage: Sequence[str]) -> None:
-        """Generate, replicate and prove; what is there already is only brought to the partitions that lack it."""
-        request = KeyRequest(label=label, encrypt="ENCRYPT" in usage, decrypt="DECRYPT" in usage)
+    async def make(self, group: str, wanted: Mapping[str, Sequence[str]]) -> None:
+        """Generate, replicate and prove; what is there already is only brought to the partitions that lack it.
+
+        What was made a moment ago, with many others, is there: a token is opened once for all of them, not once for each.
+        """
         async with self._lock:
-            async for answer in make_token_keys(self._config, {group: {label: request}}):
+            missing = {label: usage for label, usage in wanted.items() if (group, label) not in self._made}
+            self._made.difference_update((group, label) for label in wanted)
+            if not missing:
+                return
+            requests = {
+                label: KeyRequest(label=label, encrypt="ENCRYPT" in usage, decrypt="DECRYPT" in usage)
+                for label, usage in missing.items()
+            }
+            async for answer in make_token_keys(self._config, {group: requests}):
                 if answer.problem:
-                    raise Refused("unavailable", "source-key-not-made", f"Source key {label!r} was not made: {answer.problem}")
+                    named = ", ".join(missing)
+                    raise Refused("unavailable", "source-key-not-made", f"Source key {named} was not made: {answer.problem}")
+            if len(missing) > 1:
+                self._made.update((group, label) for label in missing)
 
     async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
         """A trial encrypt and decrypt on each partition. label "": the group's health check key; without one a login has to do."""

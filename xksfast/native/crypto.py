@@ -423,7 +423,10 @@ def compose_aad(aad: bytes, ciphertext_metadata: bytes) -> bytes:
 
 
 def compose_sample_aad(aad: bytes | None, ciphertext_metadata: bytes) -> bytes:
-    """u16be len(aad) | SHA-256(aad) | u8 len(metadata) | metadata, as AWS's sample proxy has it; aad None: absent, and so is its digest."""
+    """u16be len(aad) | SHA-256(aad) | u8 len(metadata) | metadata, as AWS's sample proxy has it.
+
+    aad: None when the request has none; then the digest is left out.
+    """
     capacity = lib.XKS_SAMPLE_DIGEST_BYTES + len(ciphertext_metadata) + lib.XKS_AAD_OVERHEAD_BYTES
     out, length = ffi.new("uint8_t[]", capacity), ffi.new("size_t *")
     with _Spans(aad or b"", ciphertext_metadata) as (aad_span, metadata_span):

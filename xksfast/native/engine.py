@@ -271,7 +271,10 @@ class Engine:
         return self._wait(look, patience_s)
 
     def _wait(self, look: Callable[[int], int], patience_s: float) -> bool:
-        """Until look(timeout_ns) says that nothing is left. In slices, so that close() in another thread never frees what this one looks at."""
+        """Until look(timeout_ns) says that nothing is left.
+
+        It waits in slices, so that close() in another thread never frees what this one still looks at.
+        """
         least, deadline = None, monotonic() + patience_s
         while True:
             with self._waiting:
@@ -304,7 +307,10 @@ class Engine:
         return KeyStatus(**_fields(out, KeyStatus, _KEY_STATES))
 
     def key_rights(self, key: int, partition: int) -> tuple[bool, bool] | None:
-        """Whether a key may encrypt and decrypt there; None: it is not usable, and key_status says why. For many keys: it makes no words."""
+        """Whether a key may encrypt and decrypt there; None: it is not usable, and key_status says why.
+
+        For many keys: no objects are made for those that are well.
+        """
         out = self._key_status
         if lib.xks_engine_key_status(self.pointer, key, partition, out) != lib.XKS_OK or out.state != lib.XKS_KEY_USABLE:
             return None

@@ -71,7 +71,7 @@ class DeltaApplier:
         self._served_once = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def receive(self, number: int, delta: Delta, fd: int | None) -> None:
+    def receive(self, delta: Delta, fd: int | None, number: int = 0) -> None:
         """A message of the control process and its number. fd: its secret pages; closed by this call."""
         pages = None
         if fd is not None:
@@ -130,6 +130,8 @@ class DeltaApplier:
                 return None
             if self._seq is None:
                 return None  # refused already: everything is on its way
+        if part.reset:
+            gc.disable()  # it would walk through what is being made again and again
         change = Change(part)
         self._changes.append(change)
         return change
@@ -149,8 +151,9 @@ class DeltaApplier:
         return ""
 
     def _refuse(self, number: int, part: Delta, problem: str) -> None:
+        has_seq = self._seq or 0
         self._send(
-            messages.DeltaRefused(number=number, seq=part.seq, worker=self._worker, has_seq=self._seq or 0, problem=problem)
+            messages.DeltaRefused(number=number, seq=part.seq, worker=self._worker, has_seq=has_seq, problem=problem)
         )
         self._seq = None
 
@@ -159,6 +162,7 @@ class DeltaApplier:
         change = self._changes.pop()
         self._log.warning("delta_abandoned", seq=change.seq)
         self._seq = None
+        self._collect_garbage()
 
     # --- in their turn
 
@@ -170,6 +174,12 @@ class DeltaApplier:
             except OperatorError as error:
                 self._log.error("delta_not_applied", seq=change.seq, problem=str(error))
             self._changes.remove(change)
+            self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        """Again, unless another whole state is being put in place."""
+        if not any(change.reset for change in self._changes):
+            gc.enable()
 
     async def _finish(self, change: Change) -> None:
         finish = _Finish(change, self._changes, ServingTable() if change.reset else self._pipeline.table, self._source)

@@ -3,7 +3,8 @@
 
 It is handed everything: its configuration and its connections by the supervisor, what it serves by the control process. It opens no
 listening socket, reads no state file and holds no SigV4 secret. Its life: Start -> first whole state by ApplyDelta -> tokens settled ->
-WorkerReady -> connections -> Drain -> last UsageReport. It ends when the supervisor's line closes, so that no worker outlives its supervisor.
+WorkerReady -> connections -> Drain -> last UsageReport. It ends when the supervisor's line closes, so that no worker outlives its
+supervisor.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Worker:
     def _on_control(self, message: messages.ControlToWorker, fd: int | None) -> None:
         match message:
             case messages.ApplyDelta() if self._applier is not None:
-                self._applier.receive(message.number, message.delta, fd)
+                self._applier.receive(message.delta, fd, message.number)
             case messages.AskUsage() if self._applier is not None:
                 self._spawn(self._report_usage())
             case _ if fd is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What SQLite and PostgreSQL do differently, behind one interface: connecting, the write lock, announcing, and what their errors mean.
 
-What lives here: the interface and the choice by URL. What must not: a table. Only `sqlite.py`, `postgres.py` and this module know a driver.
+What lives here: the interface and the choice by URL. What must not: a table. Only `sqlite.py` and `postgres.py` know a driver.
 """
 
 from __future__ import annotations

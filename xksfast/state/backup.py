@@ -42,7 +42,7 @@ TABLES = (
     schema.credential_use,
     schema.checkpoints,
 )
-_BATCH = 1_000
+_BATCH = 500
 _PROGRESS_ROWS = 5_000
 
 _encoder = msgspec.json.Encoder()

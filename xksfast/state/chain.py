@@ -36,7 +36,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What verify found. seq, head: of the newest event. checkpoints: how many agree with the log. problems: by event."""
+    """What verify found. seq, head: of the newest event. checkpoints: how many agree with the log.
+
+    problems: those of the log by event, then those of the tables, which may only follow from them.
+    """
 
     events: int
     objects: int
@@ -83,13 +86,23 @@ class ChainCheck(Generic[Record]):
 
 
 class LogCheck:
-    """Follows events, and what they add up to. problems: so far, at most MAX_PROBLEMS of them."""
+    """Follows events, and what they add up to."""
 
     def __init__(self) -> None:
         self._chain = ChainCheck(event_hash, noun="event")
         self._bodies: dict[tuple[str, str], tuple[bytes, int, int]] = {}  # body, seq, made_seq
+        self._in_log: list[Problem] = []
+        self._in_tables: list[Problem] = []
         self.events = 0
-        self.problems: list[Problem] = []
+
+    @property
+    def problems(self) -> list[Problem]:
+        """So far, at most MAX_PROBLEMS of them: those of the log by event, then those of the tables."""
+
+        def by_event(problem: Problem) -> int:
+            return problem.seq
+
+        return [*sorted(self._in_log, key=by_event), *sorted(self._in_tables, key=by_event)][:MAX_PROBLEMS]
 
     @property
     def seq(self) -> int:
@@ -143,11 +156,11 @@ class LogCheck:
             count += 1
             wanted = left.pop((kind, id_), None)
             if wanted is None:
-                self.note(seq, f"{kind} {id_!r} is in the table of objects, but the events do not make it")
+                self._note_table(seq, f"{kind} {id_!r} is in the table of objects, but the events do not make it")
             elif wanted != (body.encode(), seq, made_seq):
-                self.note(wanted[1], f"{kind} {id_!r} is not in the table of objects as event {wanted[1]} made it")
+                self._note_table(wanted[1], f"{kind} {id_!r} is not in the table of objects as event {wanted[1]} made it")
         for (kind, id_), (_, seq, _) in left.items():
-            self.note(seq, f"{kind} {id_!r}, made by event {seq}, is missing from the table of objects")
+            self._note_table(seq, f"{kind} {id_!r}, made by event {seq}, is missing from the table of objects")
         for (kind, id_), (body_bytes, seq, _) in self._bodies.items():
             if kind not in (Credential.kind, SourceKey.kind):
                 continue
@@ -156,13 +169,17 @@ class LogCheck:
             except ValueError:
                 continue  # told above
             if isinstance(value, Credential | SourceKey) and value.secret_id and value.secret_id not in secrets:
-                self.note(seq, f"the sealed secret of {kind} {id_!r} is missing")
+                self._note_table(seq, f"the sealed secret of {kind} {id_!r} is missing")
         return count
 
     def note(self, seq: int, text: str) -> None:
-        """A problem; those over the limit are left out."""
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(seq, text))
+        """A problem of the log; those over the limit are left out."""
+        if len(self._in_log) < MAX_PROBLEMS:
+            self._in_log.append(Problem(seq, text))
+
+    def _note_table(self, seq: int, text: str) -> None:
+        if len(self._in_tables) < MAX_PROBLEMS:
+            self._in_tables.append(Problem(seq, text))
 
 
 def verify(
@@ -199,8 +216,7 @@ def verify(
         )
         secrets = {row.id for row in rows.stream(connection, schema.secrets, "id")}
         count = check.compare(objects, secrets)
-    problems = tuple(sorted(check.problems, key=lambda problem: problem.seq))
-    return Report(check.events, count, good, check.seq, check.head, problems)
+    return Report(check.events, count, good, check.seq, check.head, tuple(check.problems))
 
 
 def _agrees(check: LogCheck, checkpoint: Checkpoint, hash: bytes, verify_mac: Callable[[bytes, bytes], bool] | None) -> bool:

@@ -31,9 +31,10 @@ _LOOK_S = 0.25  # how soon a listener sees that it is to stop
 _RETRY_S = 0.5
 
 # Defaults of the connection; what the URL says wins. A primary is asked for, so that a list of hosts finds it after a fail-over.
+# No tcp_user_timeout: the kernel would also end a connection whose server is only busy with what it was sent; our own patience is
+# for both directions, and ends with the first byte that moves.
 _CONNECTION = {
     "connect_timeout": "2",
-    "tcp_user_timeout": "2000",
     "keepalives_idle": "5",
     "keepalives_interval": "1",
     "keepalives_count": "3",
@@ -54,10 +55,13 @@ SELECT set_config('lock_timeout', '1500', false), set_config('statement_timeout'
 class PatientConnection(psycopg.Connection[Any]):
     """A connection on which a server that says nothing for PATIENCE_S is a lost one."""
 
-    on_silence: Callable[[], None] | None = None
+    on_silent_ping: Callable[[], None] | None = None
 
-    def wait(self, gen: PQGen[T], interval: float = 0.0) -> T:
-        """Drives psycopg's protocol generator: it yields 1 to read, 2 to write, 3 for either, and wants to be sent what is possible."""
+    def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
+        """Drives psycopg's protocol generator: it yields 1 to read, 2 to write, 3 for either, and wants to be sent what is possible.
+
+        interval: unused, signals need no look between. timeout: unused, it is notifies' own.
+        """
         poll = select.poll()
         try:
             wanted = next(gen)
@@ -69,7 +73,7 @@ class PatientConnection(psycopg.Connection[Any]):
                     raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
                 mask = found[0][1]
                 ready = (1 if mask & ~select.POLLOUT else 0) | (2 if mask & ~select.POLLIN else 0)
-                wanted = gen.send(ready & wanted or wanted)  # type: ignore[arg-type]
+                wanted = gen.send(ready & wanted or wanted)
         except StopIteration as done:
             value: T = done.value
             return value
@@ -80,9 +84,10 @@ class PatientConnection(psycopg.Connection[Any]):
             raise
 
     def _give_up(self) -> None:
+        pinged = self._autocommit  # the pool asks outside of any transaction whether we are alive; nothing else does
         self.pgconn.finish()
-        if self.on_silence is not None:
-            self.on_silence()
+        if pinged and self.on_silent_ping is not None:
+            self.on_silent_ping()
 
 
 class PostgresBackend(Backend):
@@ -94,7 +99,7 @@ class PostgresBackend(Backend):
     def __init__(self, url: str) -> None:
         self._parameters = _parse(url)
         self.description = _describe(self._parameters)
-        self._silent_at = -PATIENCE_S
+        self._ping_was_silent = False
         self.engine = create_engine(
             "postgresql+psycopg://",
             creator=self._connect,
@@ -104,12 +109,13 @@ class PostgresBackend(Backend):
         )
 
     def _connect(self) -> PatientConnection:
-        if time.monotonic() - self._silent_at < 0.5:  # it let us wait just now: once is enough
+        if self._ping_was_silent:  # this connection is to replace one that let us wait just now: once is enough
+            self._ping_was_silent = False
             raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
         connection = PatientConnection.connect(
             prepare_threshold=None, **self._parameters
         )  # a prepared plan may outlive a migration
-        connection.on_silence = self._note_silence
+        connection.on_silent_ping = self._note_silent_ping
         try:
             encoding = connection.info.parameter_status("server_encoding")
             if encoding != "UTF8":
@@ -123,8 +129,8 @@ class PostgresBackend(Backend):
             raise
         return connection
 
-    def _note_silence(self) -> None:
-        self._silent_at = time.monotonic()
+    def _note_silent_ping(self) -> None:
+        self._ping_was_silent = True
 
     def take_write_lock(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
@@ -141,6 +147,7 @@ class PostgresBackend(Backend):
 
     def _listen_once(self, on_hint: Callable[[int], None], stop: threading.Event) -> None:
         with self._connect() as connection:
+            connection.on_silent_ping = None  # it belongs to no pool
             connection.autocommit = True
             connection.add_notify_handler(lambda notice: on_hint(int(notice.payload) if notice.payload.isdigit() else 0))
             connection.execute(f"LISTEN {CHANNEL}")

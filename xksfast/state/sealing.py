@@ -24,7 +24,7 @@ from xksfast.native.crypto import (
     seal_open_text,
     seal_secret,
 )
-from xksfast.state.master_key import MasterKey, new_data_key
+from xksfast.state.master_key import MasterKey, fingerprint, new_data_key
 from xksfast.state.records import Purpose, SealedSecret, WrappedDataKey
 
 LOCAL_KEY_BYTES = 32
@@ -166,9 +166,12 @@ class Sealer:
 
     def rewrap(self, master: MasterKey) -> list[WrappedDataKey]:
         """Every data key under another master key: rows that replace those of the same id. No secret is sealed anew."""
-        rows = [master.wrap(key.secret, id=id, created_at=key.created_at) for id, key in self._keys.items()]
-        for row in rows:
-            master.open(row)  # a row that does not open must not replace one that does
+        rows = []
+        for id, key in self._keys.items():
+            row = master.wrap(key.secret, id=id, created_at=key.created_at)
+            if fingerprint(master.open(row)) != fingerprint(key.secret):  # what does not open must not replace what does
+                raise SealError(f"data key {id} comes back from the new master key as another one: keep the old master key")
+            rows.append(row)
         return rows
 
 

@@ -108,7 +108,7 @@ def _check_source(key: str, store: StoreEntry, config: Config, problems: Problem
         problems.add(key, 'says where its keys live by partition_group = "…" or key_source = "local"')
     elif group is not None and store.key_source == "local":
         problems.add(key, "partition_group and key_source = local exclude each other")
-    elif group is None and not config.state.master_key_file:
+    elif group is None and config.state.is_file and not config.state.master_key_file:
         problems.add(
             f"{key}.key_source",
             "local keys need a master key: set [state] master_key_file to a 0600 file (openssl rand -hex 32)",

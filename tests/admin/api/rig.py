@@ -7,7 +7,7 @@ import asyncio
 import os
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,10 +57,12 @@ class Tokens:
         self.problem = ""
         self.made: list[str] = []
 
-    async def make(self, group: str, label: str, usage: Sequence[str]) -> None:
+    async def make(self, group: str, wanted: Mapping[str, Sequence[str]]) -> None:
         """See SourceKeys."""
-        await self.prove(group, label, usage)
-        self.made.append(label)
+        for label, usage in wanted.items():
+            await self.prove(group, label, usage)
+            if label not in self.made:
+                self.made.append(label)
 
     async def prove(self, group: str, label: str, usage: Sequence[str]) -> None:
         """See SourceKeys."""

@@ -6,16 +6,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.fake_kms import FakeKms, aws_command
+from tests.fake_kms import FakeKms
+from tests.fake_kms.aws_command import AwsCommand
 from tests.fake_kms.shapes import check_request
 from tests.fix_aws import ENDPOINT, HOST, LinkedProxy
 from xksfast.admin.aws.kms import KmsConnection
@@ -64,15 +63,11 @@ def test_the_shell_lines_build_the_aws_side(
     output = aws_cli(linked_proxy.store, linked_proxy.credential, keys, name="it's mine")
     for name, content in output.files.items():
         (tmp_path / name).write_text(content)
-    command = tmp_path / "bin" / "aws"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{aws_command.__file__}" "$@"\n')
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    (command.parent / "sleep").symlink_to("/bin/true")
-    environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "AWS_ENDPOINT_URL_KMS": linked_kms.url}
-    done = subprocess.run(
-        ["sh", "-c", output.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    with AwsCommand(tmp_path, linked_kms.url) as command:
+        environment = {**os.environ, "PATH": f"{command.path}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["sh", "-c", output.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "pwned").exists()
     (store,) = kms.stores()

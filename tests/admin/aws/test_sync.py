@@ -241,6 +241,7 @@ def test_stores_of_others_are_left_alone(seen: CustomKeyStore) -> None:
 def test_linked_stores_and_other_regions_are_left_out() -> None:
     assert found(SEEN, stores=[LINKED]) == []
     assert found(SEEN, replace(SEEN, id="cks-2"), stores=[LINKED]) == []
+    assert found(SEEN, stores=[LINKED, msgspec.structs.replace(STORE, name="two")]) == []
     assert found(SEEN, region="eu-central-1") == []
 
 

@@ -234,6 +234,27 @@ def test_the_certificate_is_judged_with_everything_else(issued: Path) -> None:
     assert "certificate" not in found
 
 
+def test_the_machines_own_roots_are_used_when_none_are_given(issued: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(issued / "dev-ca.pem"))
+    assert by_rule(examine(replace(PUBLIC, certificate=issued / "server.pem")))["certificate-chain"].level == "ok"
+    monkeypatch.setenv("SSL_CERT_FILE", str(issued / "absent.pem"))
+    monkeypatch.setattr("xksfast.admin.aws.certificate.SYSTEM_ROOTS", ())
+    found = by_rule(examine(replace(PUBLIC, certificate=issued / "server.pem")))["certificate-authority"]
+    assert found.level == "to do"
+    assert "ca-certificates" in found.text
+
+
+def test_a_root_that_cannot_be_read_does_not_cost_the_others(issued: Path, tmp_path: Path) -> None:
+    bundle, root = tmp_path / "bundle.pem", (issued / "dev-ca.pem").read_bytes()
+    bundle.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\nAlias: x\n" + root)
+    assert [root.fingerprint(hashes.SHA256()) for root in load_authorities(roots_file=bundle).roots] == [
+        fingerprint(issued / "dev-ca.pem")
+    ]
+    bundle.write_text("nothing")
+    with pytest.raises(OperatorError, match="no certificate in PEM"):
+        load_authorities(roots_file=bundle)
+
+
 @pytest.mark.parametrize(
     ("pattern", "host", "expected"),
     [

@@ -12,7 +12,7 @@ from xksfast.admin.api import streams
 from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import BEARER, AdminRoute, answer
-from xksfast.admin.applying import carry_out, check_rights, check_sight
+from xksfast.admin.applying import carry_out, check_rights, check_sight, make_source_keys
 from xksfast.admin.declaration import ApplyRequest, Plan, plan_of
 
 router = APIRouter(prefix="/v1/apply", tags=["apply"], route_class=AdminRoute, dependencies=[BEARER])
@@ -85,6 +85,7 @@ async def apply(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Respon
 
     async def work(tell: streams.Tell) -> dict[str, Any]:
         tell({"event": "plan", "steps": len(made.steps)})
+        await make_source_keys(parts.service, actor, made)
         for number, step in enumerate(made.steps, 1):
             tell({"event": "begin", "number": number, "target": step.target, "what": step.what})
             await carry_out(parts.service, actor, step)

@@ -8,9 +8,11 @@ program but may be given. A newcomer's trap: AWS wants the common name to match,
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import ssl
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,13 @@ from xksfast.errors import OperatorError
 
 RENEW_DAYS = 14
 TRUSTED_LIST = "TrustedCertificateAuthorities in github.com/aws/aws-kms-xksproxy-api-spec"
+SYSTEM_ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _FINGERPRINT = re.compile(r"SHA256:\s*((?:[0-9A-Fa-f]{2}:){31}[0-9A-Fa-f]{2})")
 
 
@@ -38,20 +47,21 @@ class Authorities:
 
 def load_authorities(trusted_list: Path | None = None, roots_file: Path | None = None) -> Authorities:
     """trusted_list: AWS's file. roots_file: PEM, else the machine's own. OperatorError when one cannot be read."""
-    if roots_file is None:
-        paths = ssl.get_default_verify_paths()
-        roots_file = Path(paths.cafile or paths.openssl_cafile)
-    if not roots_file.exists():
-        raise OperatorError(
-            f"{roots_file}: there are no root certificates on this machine: run apt-get install ca-certificates"
-        )
     fingerprints = None
     if trusted_list is not None:
         found = _FINGERPRINT.findall(_read(trusted_list).decode(errors="replace"))
         fingerprints = frozenset(bytes.fromhex(text.replace(":", "")) for text in found)
         if not fingerprints:
             raise OperatorError(f"{trusted_list}: no SHA256 fingerprint in it: it should be AWS's {TRUSTED_LIST}")
-    return Authorities(tuple(_certificates(roots_file)), fingerprints)
+    return Authorities(tuple(_roots(roots_file or _system_roots())), fingerprints)
+
+
+def _system_roots() -> Path:
+    """The machine's root certificates in one file: OpenSSL's own, which is a directory on some distributions, or a usual one."""
+    for name in (ssl.get_default_verify_paths().cafile, *SYSTEM_ROOTS):
+        if name and Path(name).exists():
+            return Path(name)
+    raise OperatorError("there are no root certificates on this machine to check against: run apt-get install ca-certificates")
 
 
 def examine_certificate(
@@ -127,8 +137,8 @@ def _chain(
     if leaf.issuer == leaf.subject:
         yield Finding("certificate-authority", PROBLEM, "it is signed by itself: AWS KMS trusts public authorities only")
         return
-    builder = PolicyBuilder().store(Store(list(authorities.roots))).time(now.replace(tzinfo=None))
-    try:
+    try:  # ValueError: there are no roots, or the host is no DNS name
+        builder = PolicyBuilder().store(Store(list(authorities.roots))).time(now.replace(tzinfo=None))
         chain = builder.build_server_verifier(x509.DNSName(host)).verify(leaf, intermediates)
     except (VerificationError, ValueError) as error:
         yield _broken_chain(leaf, intermediates, authorities, str(error))
@@ -163,6 +173,20 @@ def _broken_chain(
         )
         return Finding("certificate-chain", PROBLEM, text)
     return Finding("certificate-chain", PROBLEM, f"its chain does not hold: {error[:200]}")
+
+
+def _roots(path: Path) -> list[x509.Certificate]:
+    """Each by itself: bundles of distributions hold old roots that break a rule of today, and one of them must not cost the others."""
+    found = _PEM.findall(_read(path))
+    if not found:
+        raise OperatorError(f"{path}: there is no certificate in PEM in it")
+    roots = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old roots that are still good: that a later version will not read them
+        for pem in found:
+            with contextlib.suppress(ValueError):
+                roots.append(x509.load_pem_x509_certificate(pem))
+    return roots
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

@@ -75,8 +75,9 @@ class KmsConnection:
             user_agent_extra="xksfast",
         )
         self._lock = threading.Lock()
+        self._boto: Any = None
         self._clients: dict[str, Any] = {}
-        self._renew_at = 0.0
+        self._renew_at = 0.0  # unix seconds; at first there is no session
 
     def identity(self) -> Identity:
         """Who AWS takes us for. AwsRefused with code "WrongAccount" when that is not the connection's account."""
@@ -347,10 +348,10 @@ class KmsConnection:
         with self._lock:
             if time.time() >= self._renew_at:
                 self._clients.clear()
+                self._boto, self._renew_at = self._session()
             if service not in self._clients:
-                session, self._renew_at = self._session()
-                for name, endpoint in (("kms", self.connection.endpoint_url or None), ("sts", None)):
-                    self._clients[name] = session.client(name, endpoint_url=endpoint, config=self._config)
+                endpoint = self.connection.endpoint_url if service == "kms" else ""
+                self._clients[service] = self._boto.client(service, endpoint_url=endpoint or None, config=self._config)
             return self._clients[service]
 
     def _session(self) -> tuple[Any, float]:
