@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
 import pytest
+from msgspec.structs import replace
 
 from tests.admin.states import NOW, commit, with_key, with_store
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown

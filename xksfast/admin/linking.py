@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -31,7 +31,7 @@ from xksfast.admin.aws.sync import (
 from xksfast.admin.plans import keys, stores
 from xksfast.admin.refusals import Refused
 from xksfast.admin.requests import KeyLinkRequest, StoreLinkRequest
-from xksfast.admin.service import IssuedCredential, Service
+from xksfast.admin.service import Service
 from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore
 from xksfast.state.store import Plan
 
@@ -113,7 +113,7 @@ class Linking:
         return self._service.store(actor, name)
 
     async def update_store(self, actor: Actor, name: str) -> KeyStore:
-        """Tell AWS what differs: path, endpoint, connectivity."""
+        """Tell AWS what differs: path, endpoint, connectivity, and the newest credential. Former ones stay until they are removed."""
         kms, store, store_id = self._linked(actor, name, "operate")
         seen = await _in_thread(lambda: kms.describe_store(store_id))
         wanted = {
@@ -122,16 +122,12 @@ class Linking:
             "connectivity": store.connectivity,
             "vpc_endpoint_service_name": store.vpc_endpoint_service_name or None,
         }
-        changes = {field: value for field, value in wanted.items() if value and getattr(seen, field) != value}
+        changes: dict[str, Any] = {field: value for field, value in wanted.items() if value and getattr(seen, field) != value}
+        newest = _newest(self._service.credentials_of(name))
+        if seen.access_key_id != newest.access_key_id:
+            changes["credential"] = ProxyCredential(newest.access_key_id, self._service.reveal(newest))
         if changes:
-            await _in_thread(lambda: kms.update_store(store_id, **changes))  # type: ignore[arg-type]
-        return await self.sync_store(actor, name)
-
-    async def push_credential(self, actor: Actor, name: str, issued: IssuedCredential) -> KeyStore:
-        """Give AWS a credential that was just issued; the former ones stay until they are removed."""
-        kms, _, store_id = self._linked(actor, name, "operate")
-        credential = ProxyCredential(issued.credential.access_key_id, issued.secret_access_key)
-        await _in_thread(lambda: kms.update_store(store_id, credential=credential))
+            await _in_thread(lambda: kms.update_store(store_id, **changes))
         return await self.sync_store(actor, name)
 
     async def delete_store(self, actor: Actor, name: str) -> KeyStore:

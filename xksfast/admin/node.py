@@ -488,9 +488,9 @@ class Node:
         for one in found:
             try:
                 if one.action == "rotate_credential":
-                    issued = await self.service.rotate_credential(actor, one.store)
+                    await self.service.rotate_credential(actor, one.store)
                     if self.service.store(actor, one.store).link is not None:
-                        await (await self._linking()).push_credential(actor, one.store, issued)
+                        await (await self._linking()).update_store(actor, one.store)
                 else:
                     await self.service.rotate_key(actor, one.store, one.external_key_id, KeyRotate())
             except OperatorError as error:

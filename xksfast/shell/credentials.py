@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 
+from xksfast.errors import OperatorError
 from xksfast.shell import session
 from xksfast.shell.names import AccessKeyId, StoreName
 from xksfast.shell.session import DryRun, Shell, Yes, command, new_app
@@ -24,9 +25,30 @@ def rotate(
         Path | None, typer.Option("--out", help="Write it to this new file, 0600, as JSON, and do not show the secret.")
     ] = None,
 ) -> None:
-    """Issue a new credential, whose secret is shown this once. Those that there are stay until they are removed."""
+    """Issue a new credential, whose secret is shown this once. Those that there are stay until they are removed.
+
+    A linked key store's goes to AWS as well. Exit code 4: AWS did not take it; `xksfast store push` tries again.
+    """
     session.check_new_file(out)
+    linked = shell.api.get(_store_path(store))["link"] is not None
     issued = shell.api.post(_path(store))
+    problem = _push(shell, store) if linked else ""
+    _show_issued(shell, store, issued, out)
+    if problem:
+        shell.say(f"AWS still signs with the former credential: {problem}. Next: xksfast store push {store}")
+        raise typer.Exit(session.IN_PART)
+
+
+def _push(shell: Shell, store: str) -> str:
+    """Why AWS did not take the newest credential; "" when it did."""
+    try:
+        shell.api.post(_store_path(store, "push"))
+    except OperatorError as error:
+        return str(error)
+    return ""
+
+
+def _show_issued(shell: Shell, store: str, issued: dict[str, Any], out: Path | None) -> None:
     if out is not None:
         session.write_secret_file(out, orjson.dumps(issued, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         issued.pop("secret_access_key")
@@ -62,6 +84,10 @@ def remove(shell: Shell, store: StoreName, access_key_id: AccessKeyId, yes: Yes 
 
 
 def _path(store: str, *more: str) -> str:
+    return _store_path(store, "credentials", *more)
+
+
+def _store_path(store: str, *more: str) -> str:
     from xksfast.shell.client import path
 
-    return path("stores", store, "credentials", *more)
+    return path("stores", store, *more)

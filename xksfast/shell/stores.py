@@ -277,7 +277,7 @@ def sync(shell: Shell, store: StoreName) -> None:
 
 @command(app, "push")
 def push(shell: Shell, store: StoreName) -> None:
-    """Tell AWS what differs: path, endpoint, connectivity."""
+    """Tell AWS what differs: path, endpoint, connectivity, and the newest credential."""
     _tell_link(shell, store, shell.api.post(_path(store, "push")))
 
 
