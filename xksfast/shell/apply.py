@@ -50,8 +50,11 @@ def apply(
 
 
 def _carry_out(shell: Shell, file: Path, body: dict[str, Any], plan: dict[str, Any]) -> None:
-    done, failure, ended = 0, "", False
+    from xksfast.shell import client
+
+    done, failure, ended, code = 0, "", False, FAILED
     now: dict[str, Any] = {}
+
     with shell.progress(f"apply {file}", len(plan["steps"])) as step:
         for line in shell.api.lines("/v1/apply", body):
             match line["event"]:
@@ -61,7 +64,8 @@ def _carry_out(shell: Shell, file: Path, body: dict[str, Any], plan: dict[str, A
                     done = line["number"]
                     step(done, None)
                 case "failed":
-                    failure = f"{line['detail']} [{line['rule']}]"
+                    failed = client.failure(line)
+                    failure, code = str(failed), failed.exit_code
                 case "end":
                     ended = True
     if not ended and not failure:
@@ -71,7 +75,7 @@ def _carry_out(shell: Shell, file: Path, body: dict[str, Any], plan: dict[str, A
         shell.say(f"{at}{failure}")
         shell.say(f"{done} of {len(plan['steps'])} steps were done; when the cause is mended, apply again")
     shell.show({**plan, "done": done, "failure": failure}, f"{file}: {done} of {len(plan['steps'])} steps done")
-    raise typer.Exit(DONE if not failure else IN_PART if done else FAILED)
+    raise typer.Exit(DONE if not failure else IN_PART if done else code)
 
 
 def _tell(shell: Shell, file: Path, plan: dict[str, Any]) -> None:

@@ -37,6 +37,11 @@ class RequestFailed(OperatorError):
         self.rule = rule
 
 
+def failure(line: dict[str, Any]) -> RequestFailed:
+    """The line of a stream that says why nothing more was done."""
+    return RequestFailed(f"{line['detail']} [{line['rule']}]", status=line["status"], rule=line["rule"])
+
+
 def connect(url: str | None, token_file: Path | None, ca: Path | None, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Client:
     """By what was given, else by the environment. OperatorError when that cannot work."""
     where = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from xksfast.errors import OperatorError
-from xksfast.shell.client import RequestFailed, path
+from xksfast.shell.client import RequestFailed, failure, path
 from xksfast.shell.session import DONE, IN_PART, REFUSED, Shell
 
 PIECE = 2000  # names in one request
@@ -41,7 +41,7 @@ def bulk(shell: Shell, action: str, field: str, names: Sequence[str], reason: st
                     case "result":
                         results.append({"name": line["name"], "problem": line["problem"]})
                     case "failed":
-                        raise RequestFailed(f"{line['detail']} [{line['rule']}]")
+                        raise failure(line)
     _finish(shell, action, results)
 
 

@@ -317,7 +317,7 @@ def _switch(shell: Shell, action: str, names: list[str] | None, everything: bool
 
 
 def _follow(shell: Shell, store: str, action: str, wait: bool) -> None:
-    from xksfast.shell.client import RequestFailed
+    from xksfast.shell.client import RequestFailed, failure
 
     ended = None
     with shell.progress(f"{action} {store}", None) as step:
@@ -327,7 +327,7 @@ def _follow(shell: Shell, store: str, action: str, wait: bool) -> None:
                     step(0, None)
                     shell.say(f"{store}: {line['state']} after {line['seconds']:.0f} s")
                 case "failed":
-                    raise RequestFailed(f"{line['detail']} [{line['rule']}]")
+                    raise failure(line)
                 case "end":
                     ended = line["store"]
     if ended is None:

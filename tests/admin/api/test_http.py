@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.admin.api.rig import Rig, running
 from tests.admin.api.test_stores import LOCAL, new_store
+from xksfast.admin.api import guard, server
 from xksfast.admin.api.guard import MAX_APPLY_BYTES, MAX_BODY_BYTES
 from xksfast.admin.api.replays import REPLAYED_HEADER
 from xksfast.admin.api.server import serve_api
@@ -154,6 +156,33 @@ def test_no_body_is_read_of_who_has_no_token(rig: Rig) -> None:
             b"POST /v1/apply HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n{"
         )
         assert sock.recv(4096).split(b" ", 2)[1] in (b"401", b"429")
+
+
+def connected(rig: Rig) -> ssl.SSLSocket:
+    plain = socket.create_connection(rig.server.address, timeout=10)
+    return rig.trust.wrap_socket(plain, server_hostname="localhost")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/whoami HTTP/1.1\r\nHost: loc", b"GET /openapi.json HTTP/1.1\r\nHost: l\r\n\r\nGET /"]
+)
+def test_whoever_does_not_finish_a_request_is_let_go(rig: Rig, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(server, "HEADER_PATIENCE_S", 0.3)
+    with connected(rig) as sock:
+        sock.sendall(sent)
+        with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+            while sock.recv(65536):
+                pass
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_PATIENCE_S", 0.3)
+    head = f"POST /v1/stores HTTP/1.1\r\nHost: l\r\nAuthorization: Bearer {rig.tokens['admin']}\r\nContent-Type: application/json\r\n"
+    with connected(rig) as sock:
+        sock.sendall(head.encode() + b"Content-Length: 100\r\n\r\n{")
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"body-too-slow" in answer
 
 
 # --- Idempotency-Key

@@ -44,6 +44,7 @@ class ApplyLine(BaseModel):
     target: str | None = None
     what: str | None = None
     done: int | None = None
+    status: int | None = None
     rule: str | None = None
     detail: str | None = None
 

@@ -26,6 +26,7 @@ class BulkLine(BaseModel):
     name: str | None = None
     problem: str | None = None
     failed: int | None = None
+    status: int | None = None
     rule: str | None = None
     detail: str | None = Field(None, description="Why nothing more was done.")
 

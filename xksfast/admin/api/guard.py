@@ -7,6 +7,7 @@ could quote what a client sent.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import traceback
@@ -20,6 +21,7 @@ from xksfast.log import Log
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_APPLY_BYTES = 16 * 1024 * 1024
+BODY_PATIENCE_S = 60.0
 APPLY_PATHS = ("/v1/apply", "/v1/apply/plan")
 
 
@@ -57,7 +59,7 @@ class Guard:
             else:
                 await self._app(scope, _bounded(receive, limit, words), send_marked)
         except Exception as error:
-            self._log.error("request_failed", request_id=request_id, problem=type(error).__name__, where=_where(error))
+            self._log.error("request_failed", request_id=request_id, problem=type(error).__name__, where=where(error))
             if not status:
                 await problems.of_internal_error()(scope, receive, send_marked)
             else:
@@ -88,20 +90,29 @@ def _length(scope: Scope) -> int:
 
 
 def _bounded(receive: Receive, limit: int, words: str) -> Receive:
+    """The body within its limits of size and time; what comes after it (the client has gone) may take as long as it likes."""
     got = 0
+    more = True
+    until = time.monotonic() + BODY_PATIENCE_S
 
     async def bounded() -> Message:
-        nonlocal got
-        message = await receive()
+        nonlocal got, more
+        if not more:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), until - time.monotonic())
+        except TimeoutError:
+            raise HTTPException(408, f"{BODY_PATIENCE_S:g} s") from None
         got += len(message.get("body", b""))
         if got > limit:
             raise HTTPException(413, words)
+        more = message.get("more_body", False)
         return message
 
     return bounded
 
 
-def _where(error: BaseException) -> list[str]:
+def where(error: BaseException) -> list[str]:
     """ "file:line function" of each frame, the innermost last."""
     return [
         f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"

@@ -35,6 +35,7 @@ class LinkLine(BaseModel):
     state: str | None = None
     seconds: float | None = None
     store: StoreView | None = None
+    status: int | None = None
     rule: str | None = None
     detail: str | None = None
 

@@ -15,8 +15,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from xksfast.admin.aws.errors import AwsRefused
 from xksfast.admin.refusals import Category, Refused
 from xksfast.errors import OperatorError
+from xksfast.state.errors import OutcomeUnknown
 from xksfast.toml_reader import nearest
 
 MEDIA_TYPE = "application/problem+json"
@@ -38,6 +40,7 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "Too slow",
     409: "Conflict",
     412: "Changed meanwhile",
     413: "Too large",
@@ -132,18 +135,27 @@ class TooMany(Refused):
         self.retry_after_s = retry_after_s
 
 
+def status_and_rule(error: OperatorError) -> tuple[int, str]:
+    """For a text that is made for operators and holds no secret."""
+    match error:
+        case Refused():
+            return STATUS_BY_CATEGORY[error.category], error.rule
+        case OutcomeUnknown():
+            return 503, "outcome-unknown"
+        case AwsRefused():
+            return 503 if error.transient else 409, f"aws-{error.code or 'refused'}"
+        case _:
+            return 503, "unavailable"
+
+
 def of_operator_error(error: OperatorError) -> Response:
-    """The state or a token cannot be used just now; the text is made for operators and holds no secret."""
-    if type(error).__name__ == "AwsRefused":
-        rule = f"aws-{getattr(error, 'code', '') or 'refused'}"
-        return problem(503 if getattr(error, "transient", False) else 409, rule, str(error))
-    unknown = type(error).__name__ == "OutcomeUnknown"
-    return problem(
-        503,
-        "outcome-unknown" if unknown else "unavailable",
-        str(error),
-        next="Look whether the change is there before you repeat it" if unknown else "Mend what it says, then try again",
-    )
+    """The state, a token or AWS did not do it; the text says why."""
+    status, rule = status_and_rule(error)
+    next = {
+        "outcome-unknown": "Look whether the change is there before you repeat it",
+        "unavailable": "Mend what it says, then try again",
+    }
+    return problem(status, rule, str(error), next=next.get(rule, ""))
 
 
 def of_internal_error() -> Response:
@@ -244,6 +256,11 @@ def of_http(request: Request, error: HTTPException) -> Response:
                 f"{request.method} is not possible here",
                 next="See /openapi.json for what is",
                 headers={"Allow": ", ".join(sorted(allowed or {"GET"}))},
+            )
+        case 408:
+            close = {"Connection": "close"}
+            return problem(
+                408, "body-too-slow", f"The body did not come within {error.detail}", next="Send it again", headers=close
             )
         case 413:
             return too_large(str(error.detail))

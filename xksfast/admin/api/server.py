@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from xksfast.config import Address
 from xksfast.errors import OperatorError
@@ -25,6 +26,7 @@ from xksfast.log import Log
 BACKLOG = 128
 KEEP_ALIVE_S = 30
 MAX_CONCURRENT = 256  # connections; beyond it 503, at once
+HEADER_PATIENCE_S = 10.0  # from the connection, or the first byte of a further request, to the end of the headers
 DRAIN_S = 5
 
 
@@ -75,7 +77,7 @@ async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate:
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -94,6 +96,41 @@ async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate:
     await server.started()
     log.info("admin_listening", url=server.url)
     return server
+
+
+class _Protocol(HttpToolsProtocol):
+    """Whoever opens a connection must say what it wants in time, or else a few hundred silent ones would keep operators out."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A request is due."""
+        super().connection_made(transport)
+        self._await_headers()
+
+    def on_message_begin(self) -> None:
+        """The next request on the same connection has begun."""
+        super().on_message_begin()
+        self._await_headers()
+
+    def on_headers_complete(self) -> None:
+        """In time."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is due any more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(HEADER_PATIENCE_S, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Server(uvicorn.Server):

@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 from fastapi.responses import StreamingResponse
 
+from xksfast.admin.api.guard import where
 from xksfast.admin.api.parts import Parts
-from xksfast.admin.refusals import Refused
+from xksfast.admin.api.problems import status_and_rule
 from xksfast.errors import OperatorError
 
 MEDIA_TYPE = "application/x-ndjson"
@@ -30,13 +31,14 @@ def streamed(parts: Parts, work: Callable[[Tell], Awaitable[dict[str, Any]]]) ->
     async def run() -> None:
         try:
             lines.put_nowait(await work(lines.put_nowait))
-        except Refused as refusal:
-            lines.put_nowait({"event": "failed", "rule": refusal.rule, "detail": str(refusal)})
         except OperatorError as error:
-            lines.put_nowait({"event": "failed", "rule": "unavailable", "detail": str(error)})
+            status, rule = status_and_rule(error)
+            lines.put_nowait({"event": "failed", "status": status, "rule": rule, "detail": str(error)})
         except Exception as error:
-            parts.log.error("request_failed", problem=type(error).__name__)
-            lines.put_nowait({"event": "failed", "rule": "internal-error", "detail": "This is a fault of the proxy"})
+            parts.log.error("request_failed", problem=type(error).__name__, where=where(error))
+            lines.put_nowait(
+                {"event": "failed", "status": 500, "rule": "internal-error", "detail": "This is a fault of the proxy"}
+            )
         finally:
             lines.put_nowait(None)
 

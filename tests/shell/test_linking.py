@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linking from the shell: a real proxy, whose node calls a fake AWS KMS, which calls the proxy back over HTTPS."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.fake_kms import FakeKms, Host
+from tests.fix_aws import ENDPOINT, HOST
+from tests.servers import running_dev
+from xksfast import cli
+from xksfast.admin.dev_certificates import Authority, CertificateFiles
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def ready(fake_kms: FakeKms, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A proxy that answers under HOST. Its node finds the credential for AWS in its environment."""
+    directory = tmp_path_factory.mktemp("linking")
+    data = directory / "data"
+    data.mkdir()
+    Authority(data).issue_server(CertificateFiles(data / "server.pem", data / "server.key"), (HOST, "localhost", "127.0.0.1"))
+    with running_dev(directory, "local") as (said, _):
+        fake_kms.account.hosts[HOST] = Host("127.0.0.1", int(said["tls_url"].rpartition(":")[2]))
+        fake_kms.account.ca_file = said["ca_file"]
+        yield said
+
+
+@pytest.fixture
+def run(ready: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, JSON or None, messages)."""
+    monkeypatch.setenv("XKSFAST_ADMIN_URL", ready["admin_url"])
+    monkeypatch.setenv("XKSFAST_ADMIN_TOKEN", ready["admin_token"])
+    monkeypatch.setenv("XKSFAST_ADMIN_CA", ready["ca_file"])
+
+    def run(*arguments: str) -> tuple[int, Any, str]:
+        monkeypatch.setattr(sys, "argv", ["xksfast", *arguments, "--json"])
+        capfd.readouterr()
+        code = cli.main()
+        said = capfd.readouterr()
+        return code, json.loads(said.out) if said.out else None, said.err
+
+    return run
+
+
+def test_a_store_and_a_key_are_linked_connected_and_let_go(run: Run, fake_kms: FakeKms, ready: dict[str, Any]) -> None:
+    key = ready["keys"]["default"]
+    run("store", "update", "dev", "--endpoint", ENDPOINT)
+    code, _, said = run("store", "link", "dev", "--connection", "prod")
+    assert (code, "There is no AWS connection 'prod'" in said) == (3, True), said
+    run("aws", "create", "prod", "--account", "111122223333", "--region", fake_kms.region, "--endpoint-url", fake_kms.url)
+    code, _, said = run("store", "connect", "dev")
+    assert (code, "[store-not-linked]" in said) == (3, True), said
+    code, linked, said = run("store", "link", "dev", "--connection", "prod")
+    assert code == 0, said
+    assert linked["link"]["connection_state"] == "DISCONNECTED"
+    code, connected, said = run("store", "connect", "dev")
+    assert (code, connected["link"]["connection_state"]) == (0, "CONNECTED"), said
+    code, found, said = run("key", "link", "dev", key)
+    assert code == 0, said
+    assert found["link"]["key_state"] == "Enabled"
+    assert found["link"]["key_arn"].startswith("arn:aws:kms:")
+    code, _, said = run("store", "delete", "dev", "--aws")
+    assert code == 3  # AWS refuses while it is connected
+    assert "[aws-" in said
+    code, synced, _ = run("store", "sync", "dev")
+    assert (code, synced["link"]["drift"]) == (0, [])
+    assert run("key", "schedule-deletion", "dev", key, "--days", "7")[1]["link"]["key_state"] == "PendingDeletion"
+    assert run("key", "cancel-deletion", "dev", key)[1]["link"]["key_state"] == "Disabled"
+    code, let_go, _ = run("store", "disconnect", "dev")
+    assert (code, let_go["link"]["connection_state"]) == (0, "DISCONNECTED")
