@@ -164,6 +164,16 @@ def test_a_node_that_keeps_the_lock_does_not_make_others_wait_for_ever(on_postgr
         write(on_postgres, created(a_store()))
 
 
+def test_a_statement_that_is_too_slow_is_told_except_in_a_migration(on_postgres: Database) -> None:
+    backend = on_postgres._backend
+    with on_postgres.explained(), backend.begin_write() as connection:
+        backend.take_your_time(connection)
+        connection.execute(text("SELECT pg_sleep(2.2)"))
+        connection.commit()
+    with in_time(), pytest.raises(StateUnavailable, match=r"too slow|no answer"), on_postgres.reading() as connection:
+        connection.execute(text("SELECT pg_sleep(2.2)"))
+
+
 def test_a_standby_is_read_only(on_postgres: Database, postgres: PostgresServer) -> None:
     name = database_of(on_postgres)
     write(on_postgres, created(a_store()))

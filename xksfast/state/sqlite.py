@@ -103,6 +103,9 @@ class SqliteBackend(Backend):
     def take_write_lock(self, connection: Connection) -> None:
         connection.execution_options(**{_IMMEDIATE: True}).begin()
 
+    def take_your_time(self, connection: Connection) -> None:
+        """Nothing but the lock is waited for in a time that is limited."""
+
     def announce(self, connection: Connection, seq: int) -> None:
         """Nobody listens: the nodes of a SQLite state poll."""
 
