@@ -21,7 +21,7 @@ from xksfast.errors import OperatorError
 
 DEFAULT_URL = "https://localhost:8444"
 URL_VARIABLE, TOKEN_VARIABLE, CA_VARIABLE = "XKSFAST_ADMIN_URL", "XKSFAST_ADMIN_TOKEN", "XKSFAST_ADMIN_CA"
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 15.0  # a listener that starts just now lets one wait
 ANSWER_TIMEOUT_S = 120.0  # an HSM may take its time to make a key
 PAGE = 1000
 _BY_A_RULE = (403, 404, 405, 409, 412, 413, 422)

@@ -50,11 +50,11 @@ def _connections(ctx: typer.Context, incomplete: str) -> list[str]:
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="Name of the key store.", autocompletion=_stores)]
 StoreNames = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STORE]...", help="Names of key stores.", autocompletion=_stores, show_default=False),
+    typer.Argument(metavar="STORE", help="Names of key stores.", autocompletion=_stores, show_default=False),
 ]
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="External key id.", autocompletion=_keys)]
 KeyNames = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY]...", help="External key ids.", autocompletion=_keys, show_default=False)
+    list[str] | None, typer.Argument(metavar="KEY", help="External key ids.", autocompletion=_keys, show_default=False)
 ]
 AccessKeyId = Annotated[str, typer.Argument(metavar="ACCESS_KEY_ID", help="Of the credential.", autocompletion=_credentials)]
 OperatorName = Annotated[str, typer.Argument(metavar="OPERATOR", help="Name of the operator.", autocompletion=_operators)]
