@@ -105,6 +105,19 @@ def test_teardown_tells_the_steps_in_their_order(state: State) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("state_in_aws", "goes"), [("Enabled", False), ("PendingDeletion", True), ("GONE", True)])
+def test_a_linked_key_goes_when_nobody_in_aws_can_use_it(state: State, state_in_aws: str, goes: bool) -> None:
+    key = state.keys["payments/orders"]
+    linked = replace(key, link=KeyLink(key_arn="arn", key_state=state_in_aws))
+    commit(state, keys.follow(state, "payments", "orders", linked))
+    commit(state, keys.set_enabled(state, "payments", "orders", False))
+    if goes:
+        assert keys.delete(state, "payments", "orders", None)
+    else:
+        with pytest.raises(Refused, match="schedule-deletion"):
+            keys.delete(state, "payments", "orders", None)
+
+
 def test_a_rotation_adds_a_version_and_the_former_stay(state: State) -> None:
     commit(state, keys.begin_source(state, "local", "orders-v2", "local_key/orders-v2", now=NOW))
     commit(state, keys.rotate(state, "payments", "orders", "orders-v2", owned=True, now=NOW))

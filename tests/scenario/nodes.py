@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several nodes of one deployment: `xksfast serve` processes over one database and one SoftHSM token, and the shell to administer them."""
+"""Several nodes of one deployment: `xksfast serve` over one database and one SoftHSM token, and the shell to administer them."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Deployment:
     directory: Path
     nodes: list[Node]
     authority: Authority
+    opened: list[Client] = field(default_factory=list)
 
     @property
     def ca_file(self) -> str:
@@ -86,8 +87,8 @@ class Deployment:
         return json.loads(ran.stdout) if ran.stdout.strip() else None
 
     def clients(self, credential: dict[str, Any], prefix: str, key: str) -> list[Client]:
-        """One for each node."""
-        return [
+        """One for each node; closed with the deployment."""
+        made = [
             Client(
                 {"keys": {"default": key}},
                 Target(
@@ -96,6 +97,8 @@ class Deployment:
             )
             for node in self.nodes
         ]
+        self.opened += made
+        return made
 
 
 @contextmanager
@@ -121,14 +124,17 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
     for node in nodes:
         node.directory.mkdir()
         (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment)))
+    proxies = Deployment(directory, nodes, authority)
     try:
         for node in nodes:
             node.start()
-        yield Deployment(directory, nodes, authority)
+        yield proxies
         for node in nodes:
             assert node.process is not None
             assert node.process.stop() == 0
     finally:
+        for client in proxies.opened:
+            client.close()
         for node in nodes:
             if node.process is not None and node.process.popen.poll() is None:
                 node.process.popen.kill()

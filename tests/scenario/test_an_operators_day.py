@@ -63,6 +63,7 @@ def test_from_nothing_to_a_linked_store_and_back(
             kms.prove_key(arn)
 
             # The kill switch: whoever is named as confirmed serves nothing more.
+            traffic.begin("blocking")
             blocked = xksfast("store", "block", "payments", "--reason", "drill")
             traffic.begin("blocked")
             assert sorted(each["node"] for each in blocked["confirmed"]) == ["n1", "n2", "n3"]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -133,11 +135,14 @@ def test_a_sqlite_url_may_be_relative(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "here.db").is_file()
 
 
-def test_what_is_committed_is_on_the_servers_disk_first(database: Database, database_url: str) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("PRAGMA synchronous is looked at in a test of its own")
+@pytest.mark.parametrize(("configured", "used"), [("off", "on"), ("local", "on"), ("remote_apply", "remote_apply")])
+def test_what_is_committed_is_on_the_servers_disk_first(postgres: PostgresServer, configured: str, used: str) -> None:
+    url = postgres.migrated_database()
+    postgres.execute(f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = {configured}")
+    database = Database.open(url)
     with database.reading() as connection:
-        assert connection.execute(text("SHOW synchronous_commit")).scalar() == "on"
+        assert connection.execute(text("SHOW synchronous_commit")).scalar() == used
+    database.close()
 
 
 # --- events and objects
@@ -243,12 +248,13 @@ def test_the_database_refuses_to_change_or_remove_events(database: Database, sta
     assert database.events_since(0) == events
 
 
-def test_postgresql_refuses_to_truncate_events(database: Database, database_url: str) -> None:
-    if database_url.startswith("sqlite"):
-        pytest.skip("SQLite has no TRUNCATE")
+def test_postgresql_refuses_to_truncate_events(postgres: PostgresServer) -> None:
+    database = Database.open(postgres.migrated_database())
     write(database, created(a_store()))
     with pytest.raises(StateError, match="never"), database.restoring() as connection:
         connection.execute(text("TRUNCATE events"))
+    assert database.head()[0] == 1
+    database.close()
 
 
 def test_an_exception_in_the_block_leaves_nothing(database: Database) -> None:
@@ -496,16 +502,11 @@ def test_on_sqlite_nobody_listens(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_state_without_its_schema_imports_neither_alembic_nor_psycopg(database: Database, database_url: str) -> None:
-    """Opening what is up to date is quick: nothing is loaded that is not needed."""
-    import subprocess
-    import sys
-
-    if not database_url.startswith("sqlite"):
-        pytest.skip("PostgreSQL needs its driver")
+def test_opening_what_is_up_to_date_imports_neither_alembic_nor_another_driver(migrated_file: Path) -> None:
     code = (
         "import sys; from xksfast.state.database import Database; Database.open(sys.argv[1]).close(); "
         "print(sorted({'alembic', 'psycopg'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, database_url], capture_output=True, text=True, check=True)
+    url = f"sqlite:///{migrated_file}"
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -18,6 +18,7 @@ import pytest
 from sqlalchemy import event, text
 
 from tests.postgres import PASSWORD, PostgresServer
+from tests.servers import wait_until
 from tests.state.making import ALICE, NOW_MS, a_key, a_store, created, opened, put, write
 from xksfast.state.chain import verify
 from xksfast.state.database import Database
@@ -29,6 +30,7 @@ from xksfast.state.errors import (
     StateReadOnly,
     StateUnavailable,
 )
+from xksfast.state.postgres import PatientConnection
 
 ANSWER_S = 3.5  # "about two seconds", on a slow machine
 Open = Callable[[], Database]
@@ -162,6 +164,16 @@ def test_a_node_that_keeps_the_lock_does_not_make_others_wait_for_ever(on_postgr
         write(on_postgres, created(a_store()))
 
 
+def test_a_statement_that_is_too_slow_is_told_except_in_a_migration(on_postgres: Database) -> None:
+    backend = on_postgres._backend
+    with on_postgres.explained(), backend.begin_write() as connection:
+        backend.take_your_time(connection)
+        connection.execute(text("SELECT pg_sleep(2.2)"))
+        connection.commit()
+    with in_time(), pytest.raises(StateUnavailable, match=r"too slow|no answer"), on_postgres.reading() as connection:
+        connection.execute(text("SELECT pg_sleep(2.2)"))
+
+
 def test_a_standby_is_read_only(on_postgres: Database, postgres: PostgresServer) -> None:
     name = database_of(on_postgres)
     write(on_postgres, created(a_store()))
@@ -225,6 +237,31 @@ def test_a_database_of_another_encoding_is_refused(postgres: PostgresServer) -> 
 
 def database_of(database: Database) -> str:
     return database.description.split()[2]
+
+
+def test_a_listener_ends_though_the_server_hangs_and_comes_back_when_it_does(
+    on_postgres: Database, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[float] = []
+    give_up = PatientConnection._give_up
+    monkeypatch.setattr(
+        PatientConnection, "_give_up", lambda connection: (give_up(connection), given_up.append(time.monotonic()))
+    )
+    hints: list[int] = []
+    stop = threading.Event()
+    listener = threading.Thread(target=on_postgres.listen, args=(hints.append, stop))
+    listener.start()
+    wait_until(lambda: hints == [0], "the listener is there")
+    write(on_postgres, created(a_store()))
+    wait_until(lambda: hints == [0, 1], "the announcement")
+    with postgres.hanging():
+        wait_until(lambda: given_up, "the listener has given up")
+    wait_until(lambda: hints == [0, 1, 0], "the listener is back")
+    with postgres.hanging():
+        wait_until(lambda: len(given_up) == 2, "the listener has given up again")
+        stop.set()
+        listener.join(6)
+        assert not listener.is_alive()
 
 
 # --- SQLite

@@ -39,7 +39,7 @@ from tests.state.making import (
 )
 from xksfast.state.chain import verify
 from xksfast.state.database import Database
-from xksfast.state.errors import StateCorrupt, StateTooNew, StateWentBack
+from xksfast.state.errors import StateCorrupt, StateTooNew, StateUnavailable, StateWentBack
 from xksfast.state.events import Event
 from xksfast.state.objects import Stored
 from xksfast.state.projection import State
@@ -204,19 +204,24 @@ def _restore_file(source: Path, target: Path, database: Database) -> None:
     shutil.copyfile(source, target)
 
 
-def test_an_empty_database_in_the_place_of_ours_is_noticed(tmp_path: Path) -> None:
+def test_a_file_that_is_put_in_the_place_of_ours_is_noticed_while_ours_is_open(tmp_path: Path) -> None:
     database = Database.open(f"sqlite:///{tmp_path / 'state.db'}")
     store = opened(database)
     store.transact(ALICE, put(a_store()))
-    database.close()
-    for path in tmp_path.iterdir():
+    Database.open(f"sqlite:///{tmp_path / 'empty.db'}").close()
+    for path in tmp_path.glob("state.db-*"):
         path.unlink()
-    store._database = Database.open(f"sqlite:///{tmp_path / 'state.db'}")
+    (tmp_path / "empty.db").replace(tmp_path / "state.db")
     with pytest.raises(StateWentBack):
         store.catch_up()
     with pytest.raises(StateWentBack):
-        store.transact(ALICE, put(a_store()))
-    store._database.close()
+        store.transact(ALICE, put(a_key()))
+    (tmp_path / "state.db").unlink()
+    with pytest.raises(StateUnavailable, match="look at its disk and its directory"):
+        store.transact(ALICE, put(a_key()))
+    assert not (tmp_path / "state.db").exists()
+    assert store.seq == 1
+    database.close()
 
 
 def test_an_event_that_was_tampered_with_is_not_applied(open_database: Open) -> None:

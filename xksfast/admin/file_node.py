@@ -12,7 +12,7 @@ from xksfast.admin.key_creation import create_local_keys, create_token_keys
 from xksfast.admin.publisher import Publisher
 from xksfast.config import Config
 from xksfast.log import Log
-from xksfast.state.delta import DeltaBuilder
+from xksfast.state.delta import DeltaBuilder, covered_days
 from xksfast.state.file_state import FileSecrets, state_of_file
 from xksfast.state.local_keys import LocalKeyFiles
 from xksfast.state.store_file import StoreFile, load_store_file
@@ -63,7 +63,7 @@ class FileNode:
     async def tick(self) -> None:
         """New signing keys when the day changes."""
         if self._publisher.renew_signing_keys():
-            self._log.info("signing_keys_renewed", seq=self._seq)
+            self._log.info("signing_keys_renewed", seq=self._seq, days=covered_days(int(time.time())))
 
     async def close(self) -> None:
         """Nothing is open."""

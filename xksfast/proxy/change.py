@@ -27,8 +27,9 @@ class Change:
         self.reset = first.reset
         self.complete = False
         self.stores: dict[str, KeyStore] = {}
-        self.credentials: dict[tuple[str, str], tuple[Credential, Pages]] = {}
-        self.keys: dict[tuple[str, str], tuple[Key, Pages]] = {}
+        # By store: one dictionary for all keys of a large state would take milliseconds whenever it grows.
+        self._credentials: dict[str, dict[str, tuple[Credential, Pages]]] = {}
+        self._keys: dict[str, dict[str, tuple[Key, Pages]]] = {}
         self._parts: list[Delta] = []
         self._removed_stores: set[str] = set()
         self._removed_credentials: set[tuple[str, str]] = set()
@@ -45,8 +46,20 @@ class Change:
         self._removed_credentials.update(part.removed_credentials)
         self._removed_keys.update(part.removed_keys)
         self.stores.update((store.name, store) for store in part.key_stores)
-        self.credentials.update(((c.store, c.access_key_id), (c, pages)) for c in part.credentials)
-        self.keys.update(((key.store, key.external_key_id), (key, pages)) for key in part.keys)
+        for credential in part.credentials:
+            self._credentials.setdefault(credential.store, {})[credential.access_key_id] = credential, pages
+        for key in part.keys:
+            self._keys.setdefault(key.store, {})[key.external_key_id] = key, pages
+
+    def all_credentials(self) -> Iterator[tuple[Credential, Pages]]:
+        """Its credentials, each with what its slots point into."""
+        for of_store in self._credentials.values():
+            yield from of_store.values()
+
+    def all_keys(self) -> Iterator[tuple[Key, Pages]]:
+        """Its keys, each with what its slots point into; the same order each time, once all parts are there."""
+        for of_store in self._keys.values():
+            yield from of_store.values()
 
     # --- what it forbids, in steps; each is one object
 
@@ -99,17 +112,17 @@ class Change:
 
     def hold_credential(self, table: ServingTable, store: str, access_key_id: str) -> None:
         """Forbid what it forbids of a credential."""
-        name = store, access_key_id
-        if name in self._removed_credentials or self._lacks(name in self.credentials):
+        present = access_key_id in self._credentials.get(store, ())
+        if (store, access_key_id) in self._removed_credentials or self._lacks(present):
             table.remove_credential(store, access_key_id)
 
     def hold_key(self, table: ServingTable, store: str, external_key_id: str) -> None:
         """Forbid what it forbids of a key."""
-        name = store, external_key_id
-        if name in self._removed_keys or self._lacks(name in self.keys):
+        found = self._keys.get(store, {}).get(external_key_id)
+        if (store, external_key_id) in self._removed_keys or self._lacks(found is not None):
             table.remove_key(store, external_key_id)
-        elif name in self.keys:
-            table.restrict_key(self.keys[name][0])
+        elif found is not None:
+            table.restrict_key(found[0])
 
     def _lacks(self, present: bool) -> bool:
         """Whether it is a whole state that does not have an object."""

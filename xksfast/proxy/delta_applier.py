@@ -31,9 +31,9 @@ from xksfast.proxy.serving import ServingTable
 SLICE_S = 0.001  # of the loop's time, then requests have their turn
 SETTLE_PATIENCE_S = 15.0  # without any key or partition having been found
 RELEASE_AFTER_S = 30.0  # far above any request's deadline
+LOOKED_AT_ONCE = 1000  # keys of the engine, without a thread
+MAX_PROBLEMS = 1000
 MAX_NOTES = 100  # a partition that is out concerns every key: the first of them tell enough
-
-Name = tuple[str, str]  # of a key: (store, external key id)
 
 
 class DeltaApplier:
@@ -184,7 +184,7 @@ class DeltaApplier:
     async def _finish(self, change: Change) -> None:
         finish = _Finish(change, self._changes, ServingTable() if change.reset else self._pipeline.table, self._source)
         await _in_slices(finish.request_keys())
-        await self._settle(finish.engine_keys())
+        await self._settle(finish.engine_keys)
         refusals = self._tokens.refusals() if self._tokens and not self._served_once else []
         if refusals:
             self._on_refused(refusals)
@@ -207,7 +207,7 @@ class DeltaApplier:
                 number=change.number,
                 seq=change.seq,
                 worker=self._worker,
-                problems=tuple(finish.problems),
+                problems=_at_most(MAX_PROBLEMS, finish.problems),
                 notes=tuple(finish.notes[:MAX_NOTES]),
             )
         )
@@ -221,7 +221,7 @@ class DeltaApplier:
         loop = asyncio.get_running_loop()
         if not self._served_once:
             settled = await loop.run_in_executor(None, engine.wait_settled, SETTLE_PATIENCE_S)
-        elif not keys or engine.wait_keys(keys, 0):
+        elif not keys or (len(keys) <= LOOKED_AT_ONCE and engine.wait_keys(keys, 0)):
             return
         else:
             settled = await loop.run_in_executor(None, engine.wait_keys, keys, SETTLE_PATIENCE_S)
@@ -259,10 +259,11 @@ class _Finish:
         self.table = table
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.engine_keys: list[int] = []  # that were asked for
         self._change = change
         self._changes = changes
         self._source = source
-        self._tickets: dict[Name, tuple[KeySource, list[Any]]] = {}
+        self._asked: list[tuple[KeySource, list[Any]] | None] = []  # for each key: its source, a ticket for each version
 
     def later(self) -> Iterator[Change]:
         """The changes after this one, those included that arrive before the last was asked for."""
@@ -271,20 +272,21 @@ class _Finish:
             at += 1
             yield self._changes[at]
 
-    def engine_keys(self) -> list[int]:
-        """Keys of the engine that were asked for."""
-        return [ticket for _, tickets in self._tickets.values() for ticket in tickets if isinstance(ticket, int)]
-
     def request_keys(self) -> Iterator[None]:
         """Ask the sources for every version of every key."""
-        for name, (key, pages) in self._change.keys.items():
+        for key, pages in self._change.all_keys():
             source = self._source_of(key)
-            if source is not None:
+            if source is None:
+                self._asked.append(None)
+            else:
                 tickets: list[Any] = []
-                self._tickets[name] = source, tickets
+                self._asked.append((source, tickets))
                 try:
                     for version in key.versions:
-                        tickets.append(source.request(version, pages))
+                        ticket = source.request(version, pages)
+                        tickets.append(ticket)
+                        if isinstance(ticket, int):
+                            self.engine_keys.append(ticket)
                 except OperatorError as error:
                     self._report(self.problems, key, str(error))
             yield
@@ -296,19 +298,19 @@ class _Finish:
             for later in self.later():
                 later.hold_store(self.table, store.name)
             yield
-        for (store_name, access_key_id), (credential, pages) in self._change.credentials.items():
+        for credential, pages in self._change.all_credentials():
             try:
                 self.table.put_credential(credential, pages)
             except OperatorError as error:
-                self.problems.append(f"key store {store_name}: {error}")
+                self.problems.append(f"key store {credential.store}: {error}")
             for later in self.later():
-                later.hold_credential(self.table, store_name, access_key_id)
+                later.hold_credential(self.table, credential.store, credential.access_key_id)
             yield
-        for name, (key, _) in self._change.keys.items():
-            if name in self._tickets:
-                self._set_key(key, *self._tickets[name])
+        for (key, _), asked in zip(self._change.all_keys(), self._asked, strict=True):
+            if asked is not None:
+                self._set_key(key, *asked)
                 for later in self.later():
-                    later.hold_key(self.table, *name)
+                    later.hold_key(self.table, key.store, key.external_key_id)
             yield
 
     def _set_store(self, store: KeyStore) -> None:
@@ -348,6 +350,13 @@ class _Finish:
     @staticmethod
     def _report(where: list[str], key: Key, what: str) -> None:
         where.append(f"key store {key.store}: key {key.external_key_id}: {what}")
+
+
+def _at_most(number: int, sentences: list[str]) -> tuple[str, ...]:
+    """The first of them, and how many there are beside them."""
+    if len(sentences) <= number:
+        return tuple(sentences)
+    return (*sentences[:number], f"and {len(sentences) - number} more like these")
 
 
 async def _in_slices(steps: Iterator[None]) -> None:

@@ -53,6 +53,10 @@ class Backend(ABC):
         """The first statement of a transaction. Waits for at most PATIENCE_S."""
 
     @abstractmethod
+    def take_your_time(self, connection: Connection) -> None:
+        """For the rest of the transaction no statement is too slow: for changes of the schema, which may rewrite a table."""
+
+    @abstractmethod
     def announce(self, connection: Connection, seq: int) -> None:
         """Tell the listeners of all nodes, once this transaction is committed, that there is an event `seq`."""
 

@@ -29,6 +29,7 @@ def bring_up_to_date(backend: Backend, *, create: bool) -> None:
         found = revision_of(connection)  # another node may have done it while we waited
         if found == REVISION:
             return
+        backend.take_your_time(connection)
         _upgrade(connection, backend.description, found)
         connection.commit()
 

@@ -26,6 +26,7 @@ from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadO
 T = TypeVar("T")
 
 _WRITE_LOCK = 0x786B736661737401  # "xksfast" and a one: of this database, whoever else uses the server
+_MIGRATION_S = 600.0
 _PING_S = 2.0
 _LOOK_S = 0.25  # how soon a listener sees that it is to stop
 _RETRY_S = 0.5
@@ -56,6 +57,7 @@ class PatientConnection(psycopg.Connection[Any]):
     """A connection on which a server that says nothing for PATIENCE_S is a lost one."""
 
     on_silent_ping: Callable[[], None] | None = None
+    patience_s = PATIENCE_S
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Drives psycopg's protocol generator: it yields 1 to read, 2 to write, 3 for either, and wants to be sent what is possible.
@@ -67,10 +69,10 @@ class PatientConnection(psycopg.Connection[Any]):
             wanted = next(gen)
             while True:
                 poll.register(self.pgconn.socket, (select.POLLIN if wanted & 1 else 0) | (select.POLLOUT if wanted & 2 else 0))
-                found = poll.poll(PATIENCE_S * 1000)
+                found = poll.poll(self.patience_s * 1000)
                 if not found:
                     self._give_up()
-                    raise psycopg.OperationalError(f"no answer within {PATIENCE_S:g} s")
+                    raise psycopg.OperationalError(f"no answer within {self.patience_s:g} s")
                 mask = found[0][1]
                 ready = (1 if mask & ~select.POLLOUT else 0) | (2 if mask & ~select.POLLIN else 0)
                 wanted = gen.send(ready & wanted or wanted)
@@ -134,6 +136,13 @@ class PostgresBackend(Backend):
 
     def take_write_lock(self, connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITE_LOCK})
+
+    def take_your_time(self, connection: Connection) -> None:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, PatientConnection)
+        driver.patience_s = _MIGRATION_S  # and so it stays: the pool drops a connection that was used for this
+        connection.detach()
 
     def announce(self, connection: Connection, seq: int) -> None:
         connection.execute(text("SELECT pg_notify(:channel, :seq)"), {"channel": CHANNEL, "seq": str(seq)})

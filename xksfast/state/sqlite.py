@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.dialects import sqlite as dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from xksfast.state.backend import PATIENCE_S, Backend, first_line
 from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
@@ -35,8 +37,9 @@ class SqliteBackend(Backend):
         self._path = Path(path).absolute()
         self.description = f"SQLite database {self._path}"
         self._make_private(create)
-        self.engine = create_engine("sqlite:///" + str(self._path), connect_args={"timeout": PATIENCE_S}, hide_parameters=True)
+        self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
         event.listen(self.engine, "connect", self._prepare)
+        event.listen(self.engine, "checkout", self._check_same_file)
         event.listen(self.engine, "begin", _begin)
 
     def _make_private(self, create: bool) -> None:
@@ -62,7 +65,12 @@ class SqliteBackend(Backend):
                 ) from None
             raise StateUnavailable(f"{self.description} cannot be opened: {error.strerror}: correct [state] url") from None
 
-    def _prepare(self, connection: sqlite3.Connection, _record: object) -> None:
+    def _connect(self) -> sqlite3.Connection:
+        """mode=rw: a file that has gone is an error, not a new and empty state."""
+        return sqlite3.connect(f"file:{quote(str(self._path))}?mode=rw", uri=True, timeout=PATIENCE_S, check_same_thread=False)
+
+    def _prepare(self, connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = self._file()
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout = {int(PATIENCE_S * 1000)}")
         mode = _in_wal_mode(connection)
@@ -80,8 +88,23 @@ class SqliteBackend(Backend):
         with self.begin_write() as connection:
             yield connection
 
+    def _check_same_file(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """A file that was put in the place of ours is opened anew: what is written to the former one nobody finds again."""
+        if record.info["file"] != self._file():
+            raise DisconnectionError("another file has its name")
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def take_write_lock(self, connection: Connection) -> None:
         connection.execution_options(**{_IMMEDIATE: True}).begin()
+
+    def take_your_time(self, connection: Connection) -> None:
+        """Nothing but the lock is waited for in a time that is limited."""
 
     def announce(self, connection: Connection, seq: int) -> None:
         """Nobody listens: the nodes of a SQLite state poll."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from xksfast.admin.aws.sync import GONE
 from xksfast.admin.plans.common import changed, check_revision, created, find_key, find_store, removed
 from xksfast.admin.refusals import Refused, invalid
 from xksfast.admin.requests import KeyCreate, KeyUpdate
@@ -19,6 +20,7 @@ from xksfast.state.events import Change
 from xksfast.state.objects import Key, KeyVersion, SourceKey, key_id, source_key_id
 from xksfast.state.projection import State
 
+ENDING = ("PendingDeletion", GONE)  # of a KMS key that nobody can use any more
 MAX_VERSIONS = 1000  # of a key: a rotation a day for almost three years
 
 
@@ -110,7 +112,7 @@ def delete(state: State, store: str, external_key_id: str, revision: int | None)
     """
     key = find_key(state, store, external_key_id)
     check_revision(state, key, revision)
-    if key.link is not None and key.link.key_state != "PendingDeletion":
+    if key.link is not None and key.link.key_state not in ENDING:
         raise Refused(
             "conflict",
             "key-linked",

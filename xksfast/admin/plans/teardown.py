@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xksfast.admin.aws.sync import GONE
 from xksfast.admin.plans.common import find_store
 from xksfast.state.objects import Key
 from xksfast.state.projection import State
@@ -24,7 +25,7 @@ def obstacles(state: State, name: str) -> list[Obstacle]:
     """In the order in which they are to be cleared; the last one is the deletion itself."""
     store, keys = find_store(state, name), list(state.keys_of(name).values())
     found = []
-    linked = [key for key in keys if key.link is not None]
+    linked = [key for key in keys if key.link is not None and key.link.key_state != GONE]
     scheduled = [key for key in linked if key.link is not None and key.link.key_state == "PendingDeletion"]
     if live := len(linked) - len(scheduled):
         found.append(
