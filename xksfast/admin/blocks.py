@@ -46,6 +46,11 @@ class Confirmation:
     pending: tuple[str, ...]
     recorded: bool
 
+    @property
+    def fault(self) -> str:
+        """In a sentence, or "": all have confirmed."""
+        return f"Not confirmed by {'; '.join(self.pending)}" if self.pending else ""
+
 
 class Peers(Protocol):
     """The other nodes that share the state."""

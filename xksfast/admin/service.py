@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from xksfast.admin.actors import Actor, new_token
 from xksfast.admin.blocks import Blocks, Confirmation
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
-from xksfast.admin.plans.common import check_revision, find_key, find_store
+from xksfast.admin.plans.common import at_revision, check_revision, find_key, find_store
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused, no_such
 from xksfast.admin.requests import (
@@ -124,7 +124,7 @@ class Service:
     async def update_store(self, actor: Actor, name: str, request: StoreUpdate, revision: int | None = None) -> KeyStore:
         """Change what the request names."""
         actor.require("operate", name)
-        await self.commit(actor, lambda state: Plan(changes=stores.update(state, name, request, revision)))
+        await self._change(actor, lambda state: stores.update(state, name, request, revision))
         return self.store(actor, name)
 
     async def delete_store(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
@@ -190,7 +190,7 @@ class Service:
         actor.require("operate", store)
 
         def plan(state: State) -> Plan:
-            changes = _at(state, credentials.remove(state, store, access_key_id), revision)
+            changes = at_revision(state, credentials.remove(state, store, access_key_id), revision)
             return Plan(changes=changes, removed_secrets=_secrets_of(changes))
 
         await self.commit(actor, plan, dry_run=dry_run)
@@ -231,11 +231,8 @@ class Service:
             place = state.place_of(store)
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
-        await self.commit(
-            actor,
-            lambda state: Plan(
-                changes=_at(state, keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision)
-            ),
+        await self._change(
+            actor, lambda state: keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision
         )
         return self.key(actor, store, external_key_id)
 
@@ -244,7 +241,7 @@ class Service:
     ) -> Key:
         """Change what the request names."""
         actor.require("operate", store)
-        await self.commit(actor, lambda state: Plan(changes=keys.update(state, store, external_key_id, request, revision)))
+        await self._change(actor, lambda state: keys.update(state, store, external_key_id, request, revision))
         return self.key(actor, store, external_key_id)
 
     async def enable_key(
@@ -252,9 +249,7 @@ class Service:
     ) -> Key:
         """Enable or disable."""
         actor.require("operate", store)
-        await self.commit(
-            actor, lambda state: Plan(changes=_at(state, keys.set_enabled(state, store, external_key_id, enabled), revision))
-        )
+        await self._change(actor, lambda state: keys.set_enabled(state, store, external_key_id, enabled), revision)
         return self.key(actor, store, external_key_id)
 
     async def delete_key(
@@ -262,9 +257,7 @@ class Service:
     ) -> None:
         """Forget a key that is disabled. Key material in an HSM stays where it is."""
         actor.require("operate", store)
-        await self.commit(
-            actor, lambda state: Plan(changes=keys.delete(state, store, external_key_id, revision)), dry_run=dry_run
-        )
+        await self._change(actor, lambda state: keys.delete(state, store, external_key_id, revision), dry_run=dry_run)
 
     async def block_key(self, actor: Actor, store: str, external_key_id: str, reason: str) -> Confirmation:
         """The kill switch for one key."""
@@ -321,13 +314,13 @@ class Service:
         """What was done in part only, or ""."""
         match request.action, bool(key):
             case "block", True:
-                return _unconfirmed(await self.block_key(actor, store, key, request.reason))
+                return (await self.block_key(actor, store, key, request.reason)).fault
             case "block", False:
-                return _unconfirmed(await self.block_store(actor, store, request.reason))
+                return (await self.block_store(actor, store, request.reason)).fault
             case "unblock", True:
-                return _unconfirmed(await self.unblock_key(actor, store, key))
+                return (await self.unblock_key(actor, store, key)).fault
             case "unblock", False:
-                return _unconfirmed(await self.unblock_store(actor, store))
+                return (await self.unblock_store(actor, store)).fault
             case (("enable" | "disable"), True):
                 await self.enable_key(actor, store, key, request.action == "enable")
                 return ""
@@ -347,16 +340,14 @@ class Service:
         actor.require("manage")
         token, hashed = new_token()
         now = _now()
-        await self.commit(actor, lambda state: Plan(changes=operators.create(state, request, hashed, now=now)))
+        await self._change(actor, lambda state: operators.create(state, request, hashed, now=now))
         with self._store.reading() as state:
             return state.operators[request.name], token
 
     async def delete_operator(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
         actor.require("manage")
-        await self.commit(
-            actor, lambda state: Plan(changes=_at(state, operators.delete(state, name, now=_now()), revision)), dry_run=dry_run
-        )
+        await self._change(actor, lambda state: operators.delete(state, name, now=_now()), revision, dry_run=dry_run)
 
     def list_operators(self, actor: Actor) -> list[Operator]:
         """By name."""
@@ -367,16 +358,14 @@ class Service:
     async def create_connection(self, actor: Actor, request: ConnectionCreate) -> AwsConnection:
         """How to reach AWS KMS."""
         actor.require("manage")
-        await self.commit(actor, lambda state: Plan(changes=operators.create_connection(state, request, now=_now())))
+        await self._change(actor, lambda state: operators.create_connection(state, request, now=_now()))
         with self._store.reading() as state:
             return state.aws_connections[request.name]
 
     async def delete_connection(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """One that no linked store uses."""
         actor.require("manage")
-        await self.commit(
-            actor, lambda state: Plan(changes=_at(state, operators.delete_connection(state, name), revision)), dry_run=dry_run
-        )
+        await self._change(actor, lambda state: operators.delete_connection(state, name), revision, dry_run=dry_run)
 
     def list_connections(self, actor: Actor) -> list[AwsConnection]:
         """By name."""
@@ -428,6 +417,12 @@ class Service:
 
         await self._run(lambda: self._store.transact(actor.origin, plan))
         await self._source_keys.make(group, wanted)
+
+    async def _change(
+        self, actor: Actor, changes: Callable[[State], list[Change]], revision: int | None = None, *, dry_run: bool = False
+    ) -> None:
+        """Commit changes to one object, which the client has seen at this revision."""
+        await self.commit(actor, lambda state: Plan(changes=at_revision(state, changes(state), revision)), dry_run=dry_run)
 
     async def _provide_source(self, actor: Actor, place: str, label: str, usage: Sequence[str], *, make: bool) -> bool:
         """The source key is there and proven when this returns; whether it is ours."""
@@ -485,17 +480,6 @@ class RunsInThread(Protocol):
 
     async def __call__(self, work: Callable[[], Answer]) -> Answer:
         """The result of work()."""
-
-
-def _at(state: State, changes: list[Change], revision: int | None) -> list[Change]:
-    """The changes, if the last object that they change is at the revision that the client has seen. Refused when it is not."""
-    if changes and changes[-1].before is not None:
-        check_revision(state, changes[-1].before, revision)
-    return changes
-
-
-def _unconfirmed(confirmation: Confirmation) -> str:
-    return f"Not confirmed by {'; '.join(confirmation.pending)}" if confirmation.pending else ""
 
 
 def _now() -> int:

@@ -41,6 +41,13 @@ def check_revision(state: State, value: Stored, wanted: int | None) -> None:
         )
 
 
+def at_revision(state: State, changes: list[Change], wanted: int | None) -> list[Change]:
+    """The changes, if the last object that they change is at the revision that the client has seen."""
+    if changes and changes[-1].before is not None:
+        check_revision(state, changes[-1].before, wanted)
+    return changes
+
+
 def created(action: str, value: Stored) -> Change:
     """A new object."""
     return Change(action, value.kind, value.id, None, value)
