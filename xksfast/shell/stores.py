@@ -210,7 +210,12 @@ def delete(
         if dry_run:
             raise OperatorError("--aws and --dry-run: AWS cannot be asked whether it would; see `xksfast store teardown`")
         shell.confirm(f"Delete the custom key store of {', '.join(names)} in AWS?", yes)
-        many.each(shell, "delete in AWS", names, lambda name: shell.api.post(_path(name, "delete-in-aws")))
+
+        def delete_in_aws(name: str) -> None:
+            shell.api.post(_path(name, "delete-in-aws"))
+
+        many.each(shell, "delete in AWS", names, delete_in_aws)
+        return
     if not dry_run:
         shell.confirm(f"Delete key store {', '.join(names)} with its credentials?", yes)
     many.each(shell, "delete", names, lambda name: shell.api.delete(_path(name), dry_run=dry_run))
