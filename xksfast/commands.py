@@ -8,26 +8,42 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import orjson
 import typer
 
 from xksfast._version import __version__
-from xksfast.admin import dev as development
 from xksfast.config import ProxyHealth, load_config, missing_files
 from xksfast.errors import OperatorError
-from xksfast.import_commands import import_app
-from xksfast.partition_commands import partition_app
-from xksfast.probe.cli import probe_command
-from xksfast.proxy import supervisor
-from xksfast.rehearsal.cli import rehearse_app
 from xksfast.shell.lazy import LazyGroup
-from xksfast.state.store_file import StoreFile, load_store_file
+
+
+class Commands(LazyGroup):
+    """Those that stand here, and nouns that are imported when they are needed."""
+
+    later: ClassVar[dict[str, tuple[str, str]]] = {
+        "store": ("xksfast.shell.stores:app", "External key stores: create, change, block, delete."),
+        "key": ("xksfast.shell.keys:app", "HYOK keys: create, rotate, enable, block, delete."),
+        "credential": ("xksfast.shell.credentials:app", "SigV4 credentials: rotate, list, remove."),
+        "operator": ("xksfast.shell.operators:app", "Who may administrate: operators and their tokens."),
+        "aws": ("xksfast.shell.aws:app", "Connections to AWS KMS for linked key stores."),
+        "node": ("xksfast.shell.nodes:app", "The proxies that share the state."),
+        "audit": ("xksfast.shell.audit:app", "What was changed, by whom; and whether the log is whole."),
+        "apply": ("xksfast.shell.apply:app", "Make key stores, credentials and keys what a file says."),
+        "partition": ("xksfast.partition_commands:partition_app", "HSM partitions: look, add, test, replicate keys, verify."),
+        "rehearse": ("xksfast.rehearsal.cli:rehearse_app", "Rehearse failures of HSMs: a PKCS#11 module that injects them."),
+        "import": ("xksfast.import_commands:import_app", "Take over from another proxy."),
+        "test": (
+            "xksfast.probe.cli:probe_command",
+            "Sign requests to a running XKS proxy, ours or not, and check its answers.",
+        ),
+    }
+
 
 app = typer.Typer(
     name="xksfast",
-    cls=LazyGroup,
+    cls=Commands,
     help="A high-throughput AWS KMS External Key Store (XKS) proxy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -35,10 +51,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-app.add_typer(rehearse_app, name="rehearse")
-app.add_typer(partition_app, name="partition")
-app.add_typer(import_app, name="import")
-app.command("test")(probe_command)
 
 DEFAULT_HEALTH_URL = f"http://{ProxyHealth().listen}"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -61,6 +73,8 @@ def version(json: Json = False) -> None:
 @app.command()
 def serve(config: Annotated[Path, typer.Option("--config", help="The configuration file (TOML).")]) -> None:
     """Serve as the configuration says. SIGHUP reloads certificates and state, SIGTERM drains."""
+    from xksfast.proxy import supervisor
+
     raise typer.Exit(supervisor.run(load_config(config), config))
 
 
@@ -84,6 +98,8 @@ def status(
 @config_app.command("check")
 def config_check(file: Annotated[Path, typer.Argument(help="The configuration file.")], json: Json = False) -> None:
     """Check a configuration file and the state that it names, without starting anything."""
+    from xksfast.state.store_file import StoreFile, load_store_file
+
     problems: list[str] = []
     try:
         config = load_config(file)
@@ -122,6 +138,9 @@ def dev(
     json: Json = False,
 ) -> None:
     """Serve a development key store on this machine: token, keys, credential and certificates are made. NOT FOR PRODUCTION."""
+    from xksfast.admin import dev as development
+    from xksfast.proxy import supervisor
+
     # Kept waiting until the supervisor takes them over: a directory half made must be removed as well.
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-dev-"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command groups whose modules are imported when one of their commands is run, not when `xksfast --help` is."""
+"""Commands whose modules are imported when they are run, not when `xksfast --help` is or a name is completed."""
 
 from __future__ import annotations
 
@@ -11,33 +11,27 @@ from typer.core import TyperGroup
 
 
 class LazyGroup(TyperGroup):
-    """nouns: name -> (module, help). The module has a Typer `app` with that name's commands."""
+    """later: name -> ("module:attribute", help), where the attribute is a Typer or a function."""
 
-    nouns: ClassVar[dict[str, tuple[str, str]]] = {
-        "store": ("xksfast.shell.stores", "External key stores: create, change, block, delete."),
-        "key": ("xksfast.shell.keys", "HYOK keys: create, rotate, enable, block, delete."),
-        "credential": ("xksfast.shell.credentials", "SigV4 credentials: rotate, list, remove."),
-        "operator": ("xksfast.shell.operators", "Who may administrate: operators and their tokens."),
-        "aws": ("xksfast.shell.aws", "Connections to AWS KMS for linked key stores."),
-        "node": ("xksfast.shell.nodes", "The proxies that share the state."),
-        "audit": ("xksfast.shell.audit", "What was changed, by whom; and whether the log is whole."),
-    }
-    single: ClassVar[dict[str, tuple[str, str]]] = {
-        "apply": ("xksfast.shell.apply", "Make key stores, credentials and keys what a file says."),
-    }
+    later: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for name, (_, help) in (self.nouns | self.single).items():
+        self._unloaded = dict(self.later)
+        for name, (_, help) in self.later.items():
             # no more than what the list of commands shows
             self.commands[name] = TyperGroup(name=name, help=help, rich_markup_mode=self.rich_markup_mode)
-        self._unloaded = self.nouns | self.single
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real one in the place of what stood for it."""
         if args and args[0] in self._unloaded:
-            module, help = self._unloaded.pop(args[0])
-            command = typer.main.get_command(importlib.import_module(module).app)
+            where, help = self._unloaded.pop(args[0])
+            module, _, attribute = where.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+            if not isinstance(found, typer.Typer):
+                function, found = found, typer.Typer(pretty_exceptions_enable=False, context_settings=self.context_settings)
+                found.command()(function)
+            command = typer.main.get_command(found)
             command.name = args[0]
             command.help = command.help or help
             self.commands[args[0]] = command
