@@ -149,10 +149,11 @@ FIELDS = [
 def test_dev_tells_all_of_the_contract_and_serves_over_http_and_https(tmp_path: Path, key_source: str) -> None:
     began = time.monotonic()
     with running_dev(tmp_path, key_source) as (ready, process):
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 10.0  # 2 s where nobody else is at work; a machine may be five times as slow
         assert [name for name in ready if name in FIELDS] == FIELDS
         assert (ready["event"], ready["pid"], ready["key_source"]) == ("ready", process.pid, key_source)
-        assert (ready["admin_url"], ready["admin_token"]) == (None, None)
+        assert re.fullmatch(r"https://localhost:\d+", ready["admin_url"])
+        assert re.fullmatch(r"xkt_[\w-]{43}", ready["admin_token"])
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", ready["health_url"])
         assert list(ready["keys"]) == ["default", "encrypt_only", "decrypt_only", "no_usage"]
         assert re.fullmatch("[A-Z2-7]{20,30}", ready["access_key_id"])

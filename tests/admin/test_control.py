@@ -153,10 +153,10 @@ def test_a_reload_pushes_a_greater_seq_and_old_pages_go_when_all_workers_have_th
             os.close(fd)
             assert [key.external_key_id for key in message.delta.keys] == ["k2"]
         assert control.secret_page_sets() == 2
-        workers[0].channel.send(messages.DeltaApplied(seq=second.seq, worker=0))
+        workers[0].channel.send(messages.DeltaApplied(seq=second.seq, worker=0, number=2))
         await asyncio.sleep(0.2)  # time in which it must not happen: worker 1 may still read the old ones
         assert control.secret_page_sets() == 2
-        workers[1].channel.send(messages.DeltaApplied(seq=second.seq, worker=1))
+        workers[1].channel.send(messages.DeltaApplied(seq=second.seq, worker=1, number=2))
         await until(lambda: control.secret_page_sets() == 1)
 
     with_control(body)

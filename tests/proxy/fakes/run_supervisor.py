@@ -12,13 +12,12 @@ import uvloop
 
 from xksfast.config import load_config
 from xksfast.errors import OperatorError
-from xksfast.proxy.listener import Listener
-from xksfast.proxy.supervisor import Supervisor
+from xksfast.proxy.supervisor import Bound, Supervisor
 
 
-def ready(listeners: list[Listener], health: Listener | None) -> None:
+def ready(bound: Bound) -> None:
     ports = {
-        kind: [listener.address[1] for listener in listeners if listener.tls == (kind == "tls")] for kind in ("plain", "tls")
+        kind: [listener.address[1] for listener in bound.proxy if listener.tls == (kind == "tls")] for kind in ("plain", "tls")
     }
     print(json.dumps(ports), flush=True)
 
