@@ -29,7 +29,10 @@ class LazyGroup(TyperGroup):
             module, _, attribute = where.partition(":")
             found = getattr(importlib.import_module(module), attribute)
             if not isinstance(found, typer.Typer):
-                function, found = found, typer.Typer(pretty_exceptions_enable=False, context_settings=self.context_settings)
+                function, found = (
+                    found,
+                    typer.Typer(pretty_exceptions_enable=False, context_settings=dict(self.context_settings)),
+                )
                 found.command()(function)
             command = typer.main.get_command(found)
             command.name = args[0]
