@@ -42,7 +42,9 @@ class Node:
 
     def start(self, environment: dict[str, str] | None = None) -> None:
         """Serving when it returns."""
-        process = self.process = Process(["serve", "--config", str(self.directory / "xksfast.toml")], self.directory, environment)
+        process = self.process = Process(
+            ["serve", "--config", str(self.directory / "xksfast.toml")], self.directory, environment
+        )
 
         def look() -> bool:
             assert process.popen.poll() is None, process.log_file.read_text()[-4000:]
@@ -92,7 +94,11 @@ class Deployment:
             Client(
                 {"keys": {"default": key}},
                 Target(
-                    f"http://127.0.0.1:{node.port}", prefix, REGION, credential["access_key_id"], credential["secret_access_key"]
+                    f"http://127.0.0.1:{node.port}",
+                    prefix,
+                    REGION,
+                    credential["access_key_id"],
+                    credential["secret_access_key"],
                 ),
             )
             for node in self.nodes

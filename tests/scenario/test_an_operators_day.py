@@ -50,7 +50,9 @@ def test_from_nothing_to_a_linked_store_and_back(
         with Traffic(clients, old=clients[0].call("encrypt").document) as traffic:
             # New key material behind the same id: all nodes encrypt with it, and decrypt what is older.
             assert xksfast("key", "rotate", "payments", "orders")["version"] == 2
-            wait_until(lambda: all("ciphertextMetadata" in c.call("encrypt").document for c in fresh(proxies, first)), "rotated", 10)
+            wait_until(
+                lambda: all("ciphertextMetadata" in c.call("encrypt").document for c in fresh(proxies, first)), "rotated", 10
+            )
             kms.prove_key(arn)
 
             # A second credential; AWS gets it, then the first one goes.
@@ -59,7 +61,9 @@ def test_from_nothing_to_a_linked_store_and_back(
             traffic.use(proxies.clients(second, "/payments", "orders"))
             assert kms.describe_store(linked_id(proxies)).access_key_id == second["access_key_id"]
             xksfast("credential", "remove", "payments", first["access_key_id"], "--yes")
-            wait_until(lambda: {c.call("encrypt").status for c in fresh(proxies, first)} == {401}, "the first one is refused", 10)
+            wait_until(
+                lambda: {c.call("encrypt").status for c in fresh(proxies, first)} == {401}, "the first one is refused", 10
+            )
             kms.prove_key(arn)
 
             # The kill switch: whoever is named as confirmed serves nothing more.
@@ -98,8 +102,10 @@ def test_from_nothing_to_a_linked_store_and_back(
 
         verdict = xksfast("audit", "verify")
         assert verdict["ok"]
-        actions = [event["action"] for event in xksfast("audit", "tail", "--limit", "200")]
-        assert {"store.create", "key.rotate", "credential.rotate", "store.block", "store.unblock", "store.delete"} <= set(actions)
+        actions = [event["action"] for event in xksfast("audit", "tail", "--lines", "200")]
+        assert {"store.create", "key.rotate", "credential.rotate", "store.block", "store.unblock", "store.delete"} <= set(
+            actions
+        )
         text = "".join(node.process.log_file.read_text() for node in proxies.nodes if node.process is not None)
         for secret in (first["secret_access_key"], second["secret_access_key"], proxies.token()):
             assert secret not in text

@@ -30,12 +30,12 @@ from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
 from xksfast.admin.publisher import Publisher
-from xksfast.admin.requests import KeyRotate
-from xksfast.admin.schedule import due, invocation_level
 from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
 from xksfast.admin.token_master import TokenMasterKey
+from xksfast.admin.upkeep import Upkeep
+from xksfast.admin.usage import Usage
 from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
@@ -89,8 +89,7 @@ class Node:
         self._stale: frozenset[str] = frozenset()
         self._copied_seq = 0
         self._hint = asyncio.Event()
-        self._encryptions: dict[tuple[str, str, int], int] = {}
-        self._last_used: dict[tuple[str, str], int] = {}
+        self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
         self._linked: Linking | None = None
         self._went_back = ""
@@ -128,7 +127,7 @@ class Node:
             await self._run(lambda: self._keep_blocks(journal, copy))
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
-        self._publisher = Publisher(builder, self._log, self._on_use)
+        self._publisher = Publisher(builder, self._log, self.usage.add)
         self._peers = HttpPeers(self.name, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._database.nodes))
         self.blocks = Blocks(
             node=self.name,
@@ -150,9 +149,10 @@ class Node:
             blocks=self.blocks,
             run=self._run,
         )
+        self._upkeep = Upkeep(self.service, self._store, self._linking, self._log)
         if not self._away:
             await self._make_root()
-            await self._read_use()
+            await self.usage.read(self._database)
             await self._apply_declared()
         self._publisher.serve(self._store.reading)
 
@@ -197,13 +197,8 @@ class Node:
         self._away = False
         self._begin_to_listen()
         await self._make_root()
-        await self._read_use()
+        await self.usage.read(self._database)
         self._log.info("database_is_back")
-
-    async def _read_use(self) -> None:
-        use = await self._run(self._database.use)
-        self._encryptions = {(u.store, u.external_key_id, u.version): u.encryptions for u in use.keys}
-        self._last_used = {(u.store, u.access_key_id): u.last_used for u in use.credentials}
 
     def _begin_to_listen(self) -> None:
         threading.Thread(target=self._listen, args=(self._database,), daemon=True, name="listen").start()
@@ -403,12 +398,14 @@ class Node:
         await self.blocks.record_pending(_plan_of)
         if self._is_time("use", USE_INTERVAL_S):
             self._publisher.ask_usage()
+            self._spawn(self.usage.write(self._database))
         if self._is_time("copy", COPY_INTERVAL_S):
             await self._write_copy()
-        if self._leads and self._is_time("due", DUE_INTERVAL_S):
-            self._spawn(self._do_what_is_due())
-        if self._leads and self._is_time("sync", SYNC_INTERVAL_S):
-            self._spawn(self._sync_with_aws())
+        if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
+            if self._is_time("due", DUE_INTERVAL_S):
+                self._spawn(self._upkeep.rotate_what_is_due())
+            if self._is_time("sync", SYNC_INTERVAL_S):
+                self._spawn(self._upkeep.sync_with_aws())
 
     def _is_time(self, what: str, interval_s: float) -> bool:
         now = time.monotonic()
@@ -431,31 +428,6 @@ class Node:
             self._stale = stale
             self.blocks.withhold_stale({("key_store", name) for name in stale})
 
-    def _on_use(self, report: messages.UsageReport) -> None:
-        self._spawn(self._add_use(report))
-
-    async def _add_use(self, report: messages.UsageReport) -> None:
-        for use in report.keys:
-            named = (use.store, use.external_key_id, use.version)
-            before, after = self._encryptions.get(named, 0), self._encryptions.get(named, 0) + use.encryptions
-            self._encryptions[named] = after
-            if invocation_level(before) != invocation_level(after):
-                self._log.warning(
-                    "key_is_worn",
-                    key_store=use.store,
-                    external_key_id=use.external_key_id,
-                    version=use.version,
-                    encryptions=after,
-                    next=f"xksfast key rotate {use.store} {use.external_key_id}",
-                )
-        for credential in report.credentials:
-            self._last_used[credential.store, credential.access_key_id] = credential.last_used
-        if report.keys or report.credentials:
-            try:
-                await self._run(lambda: self._database.add_use(report.keys, report.credentials))
-            except StateError as error:
-                self._log.warning("use_not_counted", problem=str(error))
-
     async def _write_copy(self) -> None:
         with self._store.reading() as state:
             if state.seq == self._copied_seq:
@@ -476,43 +448,6 @@ class Node:
         """In the state thread: a MAC over where the log ends, by which a truncation is seen."""
         write_checkpoint(self._database, lambda data: self._sealer.mac(CHECKPOINT_LABEL, data), _now_ms())
 
-    @property
-    def _leads(self) -> bool:
-        """One node does what needs to be done once. Two that both think so do no harm: a transaction decides."""
-        return all(self.name < name for name in self._peers.names())
-
-    async def _do_what_is_due(self) -> None:
-        with self._store.reading() as state:
-            found = due(state, int(time.time()))
-        actor = system_actor("rotation")
-        for one in found:
-            try:
-                if one.action == "rotate_credential":
-                    await self.service.rotate_credential(actor, one.store)
-                    if self.service.store(actor, one.store).link is not None:
-                        await (await self._linking()).update_store(actor, one.store)
-                else:
-                    await self.service.rotate_key(actor, one.store, one.external_key_id, KeyRotate())
-            except OperatorError as error:
-                self._log.error("rotation_failed", key_store=one.store, external_key_id=one.external_key_id, problem=str(error))
-            else:
-                self._log.info(
-                    "rotated", what=one.action, key_store=one.store, external_key_id=one.external_key_id, why=one.why
-                )
-
-    async def _sync_with_aws(self) -> None:
-        actor = system_actor("sync")
-        for store in self.service.list_stores(actor):
-            if store.link is None:
-                continue
-            try:
-                synced = await (await self._linking()).sync_store(actor, store.name)
-            except OperatorError as error:
-                self._log.warning("sync_failed", key_store=store.name, problem=str(error))
-            else:
-                if synced.link is not None and synced.link.drift != store.link.drift:
-                    self._log.warning("drift", key_store=store.name, drift=synced.link.drift)
-
     # --- end
 
     async def close(self) -> None:
@@ -520,6 +455,7 @@ class Node:
         if self._api is not None:
             await self._api.close()
         if self._opened:
+            await self.usage.write(self._database)
             await self._write_copy()
             await self._peers.close()
         self._stop.set()
