@@ -33,7 +33,8 @@ Refused = Callable[[str], dict[str, str]]
 
 def config(*, master_key_file: str = "master.key", partitions: tuple[str, ...] = ("p0",)) -> Config:
     return Config(
-        state=State(master_key_file=master_key_file), partition_groups={"main": PartitionGroup(partitions=partitions)}
+        state=State(url="file:stores.toml", master_key_file=master_key_file),
+        partition_groups={"main": PartitionGroup(partitions=partitions)},
     )
 
 
