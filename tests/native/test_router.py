@@ -181,8 +181,7 @@ class RouterMachine(RuleBasedStateMachine):
             assert verdict == Verdict.FULL
         else:
             assert verdict == Verdict.CHOSEN
-            # A check decrypt goes to a tried partition when no other answers now.
-            assert partition in roomy or (purpose == Purpose.CHECK and partition in serving and self.has_room(partition))
+            assert partition in roomy
             assert self.model[partition].faults_in_row == min(self.model[i].faults_in_row for i in roomy)
 
     def begin(self, partition: int, purpose: Purpose) -> None:
