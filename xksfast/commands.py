@@ -34,6 +34,7 @@ class Commands(LazyGroup):
         "partition": ("xksfast.partition_commands:partition_app", "HSM partitions: look, add, test, replicate keys, verify."),
         "rehearse": ("xksfast.rehearsal.cli:rehearse_app", "Rehearse failures of HSMs: a PKCS#11 module that injects them."),
         "import": ("xksfast.import_commands:import_app", "Take over from another proxy."),
+        "state": ("xksfast.state_commands:state_app", "The state's database: backup, restore, verify, keys."),
         "test": (
             "xksfast.probe.cli:probe_command",
             "Sign requests to a running XKS proxy, ours or not, and check its answers.",
