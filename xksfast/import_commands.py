@@ -26,7 +26,9 @@ def import_aws_sample(
     directory: Annotated[Path, typer.Option("--out", help="Where to write our files; nothing there is overwritten.")] = Path(
         "from-aws-sample"
     ),
-    token_label: Annotated[str, typer.Option(help="Label of the token: the sample takes the first slot, which is no name.")] = "",
+    token_label: Annotated[
+        str, typer.Option(help="Label of the token: the sample takes the first slot, which is no name.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Write stores.toml, xksfast.toml and the secrets for what the sample served; its ciphertexts decrypt here.
@@ -52,4 +54,6 @@ def import_aws_sample(
     print(f"{settings}: {len(plan.stores)} key stores, {keys} keys")
     for finding in plan.findings:
         print(f"  {finding}")
-    print(f"Look at {written.config_file} and {written.stores_file}, start the proxy, then: xksfast apply {written.stores_file}")
+    print(
+        f"Look at {written.config_file} and {written.stores_file}, start the proxy, then: xksfast apply {written.stores_file}"
+    )

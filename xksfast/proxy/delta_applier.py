@@ -152,9 +152,7 @@ class DeltaApplier:
 
     def _refuse(self, number: int, part: Delta, problem: str) -> None:
         has_seq = self._seq or 0
-        self._send(
-            messages.DeltaRefused(number=number, seq=part.seq, worker=self._worker, has_seq=has_seq, problem=problem)
-        )
+        self._send(messages.DeltaRefused(number=number, seq=part.seq, worker=self._worker, has_seq=has_seq, problem=problem))
         self._seq = None
 
     def _abandon_last(self) -> None:
