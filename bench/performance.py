@@ -25,6 +25,7 @@ from xksfast._version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+YARDSTICK_US = 7.4
 
 
 def conditions() -> dict[str, str]:
@@ -90,10 +91,24 @@ def speed() -> list[str]:
     ]  # fmt: skip
     if document is None:
         return lines + _absent(".venv/bin/python -m bench.speed")
+    lines += _yardstick()
     rows = [[row["case"], row["figure"], float(row["value"]), _goal(row), _verdict(row["held"])] for row in document["rows"]]
     lines += _table(["case", "figure", "measured", "goal", "held"], rows)
     lines += [f"Medians of {document['rounds']} rounds of {document['seconds']:g} s each.", ""]
     return lines + _command(".venv/bin/python -m bench.speed")
+
+
+def _yardstick() -> list[str]:
+    """How fast this machine is, told by what nginx takes on it."""
+    measured = [
+        case["cpu_us"] for case in (_load("end_to_end") or {"cases": []})["cases"] if case["case"] == "nginx return 200"
+    ]
+    if not measured:
+        return []
+    return [
+        f"The goals were set on a machine on which nginx's `return 200` takes {YARDSTICK_US} us of CPU. Here it takes",
+        f"{measured[0]:.3g} us, {measured[0] / YARDSTICK_US:.2g} times as long: mind that where a figure is not a ratio.", "",
+    ]  # fmt: skip
 
 
 def end_to_end() -> list[str]:

@@ -213,7 +213,7 @@ def near_oracle(factor: float, kinds: tuple[str, ...] | None = None) -> Goal:
 HEALED = Goal("seconds from the fault's end to its full share", measure.seconds_to_full_share, at_most=5)
 
 
-LOGGED_IN = Goal("logins of the restarted partition, at least", measure.logins, at_least=1)
+LOGGED_IN = Goal("logins of the restarted partition, at least", measure.logins, at_least=1, short=1)
 STEADY = (
     ALL_RIGHT,
     near_oracle(1.2),

@@ -165,6 +165,10 @@ void xks_engine_replace_lost_locked(engine_partition *partition, uint64_t now)
             partition->lost++;
         }
     }
+    if (atomic_load(&partition->hangs)) { /* a new thread would hang while it opens its session */
+        xks_engine_count_sessions_locked(partition);
+        return;
+    }
     while (partition->threads - partition->lost < partition->sessions && partition->threads < 2 * partition->sessions &&
            xks_engine_start_worker_locked(partition)) {
     }
