@@ -20,10 +20,8 @@ from xksfast.errors import OperatorError
 from xksfast.native.crypto import Secret
 from xksfast.native.engine import ensure_token_key
 
-LOGIN_RACE_TRIES = 20
-LOGIN_RACE_PAUSE_S = 0.025
-START_RACE_TRIES = 10
-START_RACE_PAUSE_S = 0.05
+RACE_PATIENCE_S = 3.0  # the start of other processes takes as long as the machine is busy
+RACE_PAUSE_S = 0.05
 
 
 class KeyRequest(msgspec.Struct, frozen=True):
@@ -163,12 +161,12 @@ def _find_token_patiently(library: Any, request: KeyToolRequest) -> Any:
     """SoftHSM 2.6 may miss a token, for as long as it stays initialised, while another process logs in to it."""
     import pkcs11
 
-    tries = START_RACE_TRIES if request.profile == "softhsm" else 1
-    for _ in range(tries - 1):
+    deadline = time.monotonic() + (RACE_PATIENCE_S if request.profile == "softhsm" else 0)
+    while time.monotonic() < deadline:
         try:
             return _find_token(library, request)
         except (OperatorError, pkcs11.PKCS11Error):
-            time.sleep(START_RACE_PAUSE_S)
+            time.sleep(RACE_PAUSE_S)
             library.reinitialize()
     return _find_token(library, request)
 
@@ -196,20 +194,20 @@ def _open_session(token: Any, request: KeyToolRequest) -> Any:
     import pkcs11
 
     pin = _read_pin(request)
-    for attempt in range(LOGIN_RACE_TRIES):
+    deadline = time.monotonic() + (RACE_PATIENCE_S if request.profile == "softhsm" else 0)
+    while True:
         try:
             return token.open(rw=True, user_pin=pin)
         except pkcs11.exceptions.UserPinNotInitialized:
             # SoftHSM 2.6 says so while another process is starting; a token that really has no PIN says it to the end.
-            if request.profile != "softhsm" or attempt == LOGIN_RACE_TRIES - 1:
+            if time.monotonic() >= deadline:
                 raise OperatorError(f"token {token.label!r} has no user PIN: initialise it") from None
-            time.sleep(LOGIN_RACE_PAUSE_S)
+            time.sleep(RACE_PAUSE_S)
         except (pkcs11.exceptions.PinIncorrect, pkcs11.exceptions.PinInvalid, pkcs11.exceptions.PinLenRange):
             raise OperatorError(
                 f"token {token.label!r} refuses the PIN: it was tried once and will not be tried again, since tokens lock; "
                 "correct the PIN, then start again"
             ) from None
-    raise AssertionError("unreachable")
 
 
 def _read_pin(request: KeyToolRequest) -> str | None:
