@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
-COPY_INTERVAL_S = 10.0
+COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
 ROOT = "root"
@@ -88,6 +88,7 @@ class Node:
         self._heard_at = time.monotonic()  # when the database last answered
         self._stale: frozenset[str] = frozenset()
         self._copied_seq = 0
+        self._copy_interval_s = COPY_INTERVAL_S
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
@@ -399,7 +400,7 @@ class Node:
         if self._is_time("use", USE_INTERVAL_S):
             self._publisher.ask_usage()
             self._spawn(self.usage.write(self._database))
-        if self._is_time("copy", COPY_INTERVAL_S):
+        if self._is_time("copy", self._copy_interval_s):
             await self._write_copy()
         if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
             if self._is_time("due", DUE_INTERVAL_S):
@@ -438,8 +439,10 @@ class Node:
                 write_copy(self._copy_file, state, self._database.data_keys(), self._secrets.rows(), self._sealer)
                 return state.seq
 
+        began = time.monotonic()
         try:
             self._copied_seq = await self._run(write)
+            self._copy_interval_s = max(COPY_INTERVAL_S, 20 * (time.monotonic() - began))
             await self._run(self._make_checkpoint)
         except (OSError, StateError) as error:
             self._log.warning("local_copy_not_written", problem=str(error))

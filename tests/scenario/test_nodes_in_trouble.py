@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes that lose their database or die: what was acknowledged stays so, blocks first of all, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.postgres import PostgresServer
+from tests.scenario.nodes import Deployment, deployment
+from tests.servers import wait_until
+
+NAMES = ("n1", "n2")
+
+
+def made(proxies: Deployment) -> dict[str, Any]:
+    """A store with two keys, served by every node; its credential."""
+    store = proxies.shell(
+        "store", "create", "pay", "--uri-path-prefix", "/pay", "--region", "us-east-1", "--key-source", "local"
+    )
+    for key in ("k1", "k2"):
+        proxies.shell("key", "create", "pay", key)
+    credential: dict[str, Any] = store["credential"]
+    wait_until(lambda: answers(proxies, credential, "k2") == {"ok"}, "served by every node", 20)
+    copies = [node.directory / "state" / "copy.jsonl" for node in proxies.nodes]
+    wait_until(lambda: all(copy.exists() and '"k2"' in copy.read_text() for copy in copies), "copied by every node", 30)
+    return credential
+
+
+def answers(proxies: Deployment, credential: dict[str, Any], key: str) -> set[str]:
+    """What each node says to an Encrypt."""
+    return {client.call("encrypt").error or "ok" for client in proxies.clients(credential, "/pay", key)}
+
+
+@pytest.mark.timeout(600)
+def test_a_block_without_the_database_holds_everywhere_and_is_recorded_later(tmp_path: Path, postgres: PostgresServer) -> None:
+    with deployment(tmp_path, postgres.database(), NAMES) as proxies:
+        credential = made(proxies)
+        with postgres.away():
+            blocked = proxies.shell("key", "block", "pay", "k1")
+            assert sorted(each["node"] for each in blocked["confirmed"]) == list(NAMES)
+            assert not blocked["recorded"]
+            assert answers(proxies, credential, "k1") == {"InvalidStateException"}
+            assert answers(proxies, credential, "k2") == {"ok"}
+            # It survives the death of a node that starts again from what it knew.
+            node = proxies.nodes[1]
+            assert node.process is not None
+            node.process.popen.kill()
+            node.process.popen.wait(10)
+            node.start()
+            assert answers(proxies, credential, "k1") == {"InvalidStateException"}
+            assert answers(proxies, credential, "k2") == {"ok"}
+        wait_until(lambda: "key.block" in actions(proxies), "recorded when the database is back", 30)
+        assert answers(proxies, credential, "k1") == {"InvalidStateException"}
+        proxies.shell("key", "unblock", "pay", "k1")
+        wait_until(lambda: answers(proxies, credential, "k1") == {"ok"}, "served again", 20)
+        assert proxies.shell("audit", "verify")["ok"]
+
+
+@pytest.mark.timeout(600)
+def test_a_control_process_that_is_killed_comes_back_with_all_that_was_acknowledged(tmp_path: Path, database_url: str) -> None:
+    with deployment(tmp_path, database_url, NAMES[:1]) as proxies:
+        credential = made(proxies)
+        process = proxies.nodes[0].process
+        assert process is not None
+        for round_ in range(3):
+            proxies.shell("key", "block", "pay", "k1") if round_ % 2 == 0 else proxies.shell("key", "unblock", "pay", "k1")
+            (control,) = process.children("_control")
+            listening = len(process.events("admin_listening"))
+            os.kill(control, signal.SIGKILL)
+            assert answers(proxies, credential, "k2") == {"ok"}
+            wait_until(lambda seen=listening: len(process.events("admin_listening")) > seen, "a new control process", 40)
+            expected = {"InvalidStateException"} if round_ % 2 == 0 else {"ok"}
+            wait_until(lambda wanted=expected: answers(proxies, credential, "k1") == wanted, f"round {round_}", 20)
+        assert proxies.shell("audit", "verify")["ok"]
+
+
+def actions(proxies: Deployment) -> set[str]:
+    """Of the newest events."""
+    return {event["action"] for event in proxies.shell("audit", "tail", "--lines", "50")}
