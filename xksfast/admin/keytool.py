@@ -203,6 +203,10 @@ def _open_session(token: Any, request: KeyToolRequest) -> Any:
             if time.monotonic() >= deadline:
                 raise OperatorError(f"token {token.label!r} has no user PIN: initialise it") from None
             time.sleep(RACE_PAUSE_S)
+        except pkcs11.exceptions.GeneralError:  # the same, seldom
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(RACE_PAUSE_S)
         except (pkcs11.exceptions.PinIncorrect, pkcs11.exceptions.PinInvalid, pkcs11.exceptions.PinLenRange):
             raise OperatorError(
                 f"token {token.label!r} refuses the PIN: it was tried once and will not be tried again, since tokens lock; "
