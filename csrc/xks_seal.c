@@ -216,30 +216,30 @@ xks_status xks_seal_secret(const xks_secret *key, const char *context, size_t co
     return seal_bytes(key, context, context_len, bytes, len, sealed, sealed_len);
 }
 
-xks_status xks_seal_open_secret(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
-                                size_t sealed_len, xks_secret **out)
+/* make: what becomes of the bytes. */
+static xks_status open_as(xks_status (*make)(const uint8_t *, size_t, xks_secret **), const xks_secret *key, const char *context,
+                          size_t context_len, const uint8_t *sealed, size_t sealed_len, xks_secret **out)
 {
     opened inside;
     *out = NULL;
     xks_status status = decrypt(key, context, context_len, sealed, sealed_len, &inside);
     if (status == XKS_OK) {
-        status = xks_secret_from_bytes(inside.secret, inside.len, out);
+        status = make(inside.secret, inside.len, out);
     }
     xks_wipe(&inside, sizeof inside);
     return status;
 }
 
+xks_status xks_seal_open_secret(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
+                                size_t sealed_len, xks_secret **out)
+{
+    return open_as(xks_secret_from_bytes, key, context, context_len, sealed, sealed_len, out);
+}
+
 xks_status xks_seal_open_text(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed,
                               size_t sealed_len, xks_secret **out)
 {
-    opened inside;
-    *out = NULL;
-    xks_status status = decrypt(key, context, context_len, sealed, sealed_len, &inside);
-    if (status == XKS_OK) {
-        status = xks_secret_text_from_bytes(inside.secret, inside.len, out);
-    }
-    xks_wipe(&inside, sizeof inside);
-    return status;
+    return open_as(xks_secret_text_from_bytes, key, context, context_len, sealed, sealed_len, out);
 }
 
 xks_status xks_seal_move(const xks_secret *old_key, const char *old_context, size_t old_context_len, const uint8_t *old_sealed,

@@ -157,9 +157,11 @@ class Blocks:
 
     async def enforce(self, block: PendingBlock) -> None:
         """Nothing more is served of it by this node when this returns, and it survives a restart."""
-        self._journal.add(block)
-        self._withhold()
-        self._publisher.withhold([(block.kind, block.target)])
+        try:
+            self._journal.add(block)
+        finally:  # also when no file took it: then it is in force until a restart, and the error says so
+            self._withhold()
+            self._publisher.withhold([(block.kind, block.target)])
         answered = await self._publisher.withheld(LOCAL_PATIENCE_S)
         if answered.pending:
             raise OperatorError(f"workers {', '.join(map(str, answered.pending))} did not confirm in time")

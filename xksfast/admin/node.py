@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import socket
 import threading
 import time
@@ -435,9 +436,11 @@ class Node:
                 return
 
         def write() -> int:
-            with self._store.reading() as state:
-                write_copy(self._copy_file, state, self._database.data_keys(), self._secrets.rows(), self._sealer)
-                return state.seq
+            with self._store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
+                objects = [(value, state.revisions[value.kind, value.id]) for value in state.objects()]
+                known = Loaded(objects, state.seq, state.head)
+            write_copy(self._copy_file, known, self._database.data_keys(), self._secrets.rows(), self._sealer)
+            return known.seq
 
         began = time.monotonic()
         try:
@@ -479,8 +482,6 @@ def _now_ms() -> int:
 
 
 def _write_secret_file(path: Path, text: str) -> None:
-    import os
-
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:

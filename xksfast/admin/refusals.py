@@ -13,7 +13,7 @@ Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conf
 class Refused(OperatorError):
     """category: what kind of no. rule: its stable name, for scripts ("store-has-keys"). field: the member at fault, or "".
 
-    what, why, next: a sentence each. status_known: False when the change may have been made all the same.
+    what, why, next: a sentence each.
     """
 
     exit_code = 3

@@ -7,7 +7,6 @@ are equal then reaches 2^-32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,8 +53,3 @@ def invocation_level(encryptions: int) -> Level:
     if encryptions >= URGENT_INVOCATIONS:
         return "urgent"
     return "warn" if encryptions >= WARN_INVOCATIONS else "ok"
-
-
-def worn_out(counts: Mapping[tuple[str, str, int], int]) -> list[tuple[str, str, int, Level]]:
-    """(store, external key id, version, level) of the versions that a rotation would do good; counts: encryptions."""
-    return [(*name, level) for name, number in counts.items() if (level := invocation_level(number)) != "ok"]

@@ -20,8 +20,7 @@ import msgspec
 from xksfast.errors import OperatorError
 from xksfast.state.events import decode_object, encode_object
 from xksfast.state.objects import Stored
-from xksfast.state.projection import State
-from xksfast.state.records import SealedSecret, WrappedDataKey
+from xksfast.state.records import Loaded, SealedSecret, WrappedDataKey
 from xksfast.state.sealing import Sealer
 
 FORMAT = 1
@@ -55,7 +54,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def write_copy(
-    path: Path, state: State, data_keys: Iterable[WrappedDataKey], secrets: Iterable[SealedSecret], sealer: Sealer
+    path: Path, known: Loaded, data_keys: Iterable[WrappedDataKey], secrets: Iterable[SealedSecret], sealer: Sealer
 ) -> None:
     """On disk when this returns. OSError."""
     encode = msgspec.json.encode
@@ -68,9 +67,9 @@ def write_copy(
             digest.update(data)
             file.write(data)
 
-        line(_Header(FORMAT, state.seq, state.head, list(data_keys)))
-        for value in state.objects():
-            line(_Line(value.kind, state.revisions[value.kind, value.id], msgspec.Raw(encode_object(value))))
+        line(_Header(FORMAT, known.seq, known.head, list(data_keys)))
+        for value, revision in known.objects:
+            line(_Line(value.kind, revision, msgspec.Raw(encode_object(value))))
         for row in secrets:
             line(_Line("secret", 0, msgspec.Raw(encode(row))))
         file.write(encode({"mac": sealer.mac(MAC_LABEL, digest.digest()).hex()}) + b"\n")
