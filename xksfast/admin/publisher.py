@@ -68,6 +68,7 @@ class Publisher:
         self._days: Days | None = None
         self._workers: dict[int, _Worker] = {}
         self._whole: list[Part] | None = None  # of the newest state, for workers that begin at the same time
+        self._whole_ends: asyncio.TimerHandle | None = None
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -75,7 +76,8 @@ class Publisher:
 
     def serve(self, reading: Reading) -> None:
         """Everything, to every worker. reading: see there; used from now on."""
-        self._reading, self._days, self._whole = reading, covered_days(int(time.time())), None
+        self._reading, self._days = reading, covered_days(int(time.time()))
+        self._forget_whole()
         with reading() as state:
             self._seq = state.seq
         for number in self._workers:
@@ -108,7 +110,8 @@ class Publisher:
         return True
 
     def _give_all(self, parts: Iterator[Part]) -> None:
-        rendered, self._whole = list(parts), None
+        rendered = list(parts)
+        self._forget_whole()
         for worker in self._workers.values():
             if rendered[0][0].base_seq >= worker.given:  # else it was given everything meanwhile
                 self._give(worker, rendered)
@@ -119,12 +122,15 @@ class Publisher:
         if self._whole is None:
             with self._reading() as state:
                 self._whole = list(self._builder.whole(state, self._days))
-            asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole, self._whole)
+            self._whole_ends = asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole)
         self._give(self._workers[number], self._whole)
 
-    def _forget_whole(self, whole: list[Part]) -> None:
-        if self._whole is whole:
-            self._whole = None
+    def _forget_whole(self) -> None:
+        """At once when it is old, so that its secret pages are wiped as soon as every worker has newer ones."""
+        self._whole = None
+        if self._whole_ends is not None:
+            self._whole_ends.cancel()
+            self._whole_ends = None
 
     def _give(self, worker: _Worker, parts: list[Part]) -> None:
         worker.given = parts[-1][0].seq
