@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 
 BUILD_PACKAGES = gcc libc6-dev libssl-dev python3-dev python3-venv
 DEV_PACKAGES = softhsm2
-TEST_PACKAGES = softhsm2 libnss3 libnss3-tools opensc faketime curl openssl clang libclang-rt-14-dev valgrind postgresql
+TEST_PACKAGES = softhsm2 libnss3 libnss3-tools opensc curl openssl clang libclang-rt-14-dev valgrind postgresql
 LOADTEST_PACKAGES = softhsm2 libnss3 libnss3-tools
 BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light
 
