@@ -17,11 +17,11 @@ import pytest
 from tests.admin.hsms import Hsms, make_hsms
 from tests.setups import Faults, toml
 from xksfast.admin.key_creation import create_token_keys
-from xksfast.admin.keytool import KeyToolAnswer
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target, take_all
-from xksfast.admin.replica import PENDING, Replica, verify
-from xksfast.admin.replication import KeyReport, Replicator, Rights
-from xksfast.admin.transport import make_transport_key
+from xksfast.admin.partitions.keytool import KeyToolAnswer
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.replica import PENDING, Replica, verify
+from xksfast.admin.partitions.replication import KeyReport, Replicator, Rights
+from xksfast.admin.partitions.transport import make_transport_key
 from xksfast.config import load_config
 from xksfast.native.partition import KeyTemplate
 from xksfast.state.store_file import load_store_file
