@@ -33,16 +33,27 @@ LOCKED = {"sensitive", "private", "encrypt", "decrypt"}
 BLOCK = bytes(range(32)).hex()
 
 
-@pytest.fixture
-def hsms(tmp_path: Path) -> Hsms:
-    return make_hsms(tmp_path)
+@pytest.fixture(scope="module")
+def new_hsms(tmp_path_factory: pytest.TempPathFactory) -> Hsms:
+    return make_hsms(tmp_path_factory.mktemp("new"))
 
 
-@pytest.fixture
-def ready(hsms: Hsms) -> Hsms:
-    """With a transport key on both."""
+@pytest.fixture(scope="module")
+def ready_hsms(tmp_path_factory: pytest.TempPathFactory, new_hsms: Hsms) -> Hsms:
+    hsms = make_hsms(tmp_path_factory.mktemp("ready"), new_hsms)
     hsms.run("replicate", "main", "--make-transport-key")
     return hsms
+
+
+@pytest.fixture
+def hsms(tmp_path: Path, new_hsms: Hsms) -> Hsms:
+    return make_hsms(tmp_path, new_hsms)
+
+
+@pytest.fixture
+def ready(tmp_path: Path, ready_hsms: Hsms) -> Hsms:
+    """With a transport key on both."""
+    return make_hsms(tmp_path, ready_hsms)
 
 
 @contextmanager
