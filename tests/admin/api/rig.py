@@ -29,6 +29,7 @@ from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused
 from xksfast.admin.service import Service
 from xksfast.admin.state_thread import StateThread
+from xksfast.admin.usage import Usage
 from xksfast.config import Config, PartitionGroup
 from xksfast.config import State as StateConfig
 from xksfast.errors import OperatorError
@@ -130,7 +131,8 @@ class Rig:
         await self._run(self.store.open)
         self._secrets = SecretRows(self.database, self.sealer)
         builder = DeltaBuilder(self._secrets, lambda problem: None)
-        self._publisher = Publisher(builder, log, lambda report: None)
+        self.usage = Usage(self._run, log)
+        self._publisher = Publisher(builder, log, self.usage.add)
         self.blocks = Blocks(
             node=NODE,
             journal=BlockJournal(self.directory / "node"),
@@ -167,6 +169,7 @@ class Rig:
             events=reads.events,
             nodes=reads.nodes,
             verify_log=reads.verify,
+            used=lambda name: self.usage.of_store(self.database, name),
             replays=Replays(DatabaseShelf(lambda: self.database, NODE, self._run), Box(self.sealer.mac), log),
             log=log,
             peers=PeerDoor(
