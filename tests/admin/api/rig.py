@@ -72,10 +72,11 @@ class Tokens:
 
 
 class OtherNodes:
-    """Nodes that share the state, by what they say when they are told of a block; "" confirms."""
+    """Nodes that share the state, by what they say when they are told of a block; "" confirms. takes_s: how long that takes them."""
 
     def __init__(self) -> None:
         self.says: dict[str, str] = {}
+        self.takes_s = 0.0
 
     def names(self) -> list[str]:
         """See Peers."""
@@ -83,6 +84,7 @@ class OtherNodes:
 
     async def tell_block(self, node: str, block: object) -> None:
         """See Peers."""
+        await asyncio.sleep(self.takes_s)
         if self.says[node]:
             raise OperatorError(self.says[node])
 
