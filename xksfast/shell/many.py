@@ -44,7 +44,7 @@ def bulk(shell: Shell, action: str, field: str, names: Sequence[str], reason: st
                     case "result":
                         results.append({"name": line["name"], "problem": line["problem"]})
                     case "failed":
-                        raise _stopped(shell, action, line, results, reached, len(names))
+                        raise _stopped(shell, action, failure(line), results, reached, len(names))
                     case "end":
                         ended = True
             if not ended:
@@ -53,13 +53,12 @@ def bulk(shell: Shell, action: str, field: str, names: Sequence[str], reason: st
 
 
 def _stopped(
-    shell: Shell, action: str, line: dict[str, Any], results: list[dict[str, Any]], reached: int, total: int
+    shell: Shell, action: str, found: RequestFailed, results: list[dict[str, Any]], reached: int, total: int
 ) -> RequestFailed:
-    """What the server could not go on after, such as a database that is away. Exit code 4 when some were reached before it."""
+    """What cannot be gone on after, such as a database that is away. Exit code 4 when some were reached before it."""
     for result in results:
         if result["problem"]:
             shell.say(f"{result['name']}: {result['problem']}")
-    found = failure(line)
     found.args = (f"{action}: stopped after {reached} of {total}: {found}. Repeat it: what is so already stays so",)
     if reached:
         found.exit_code = IN_PART
@@ -68,15 +67,17 @@ def _stopped(
 
 def each(shell: Shell, action: str, names: Sequence[str], do: Callable[[str], Any]) -> None:
     """One request for each; goes on after a refusal. Ends the command."""
-    results = []
+    results: list[dict[str, Any]] = []
     with shell.progress(action, len(names)) as step:
         for number, name in enumerate(names, 1):
             problem, would = "", None
             try:
                 would = do(name)
             except RequestFailed as refusal:
-                if refusal.exit_code != REFUSED or len(names) == 1:
+                if len(names) == 1:
                     raise
+                if refusal.exit_code != REFUSED:
+                    raise _stopped(shell, action, refusal, results, number - 1, len(names)) from None
                 problem = str(refusal)
             results.append({"name": name, "problem": problem, **({"would": would["would"]} if would else {})})
             step(number, None)
