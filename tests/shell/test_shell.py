@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 from tests.admin.api.rig import Rig
+from tests.admin.api.test_use import encrypted, report
 from tests.servers import free_port, wait_until
 from xksfast import cli
+from xksfast.admin.schedule import WARN_INVOCATIONS
 from xksfast.state.projection import State
 
 DONE, FAILED, USAGE, REFUSED, IN_PART = range(5)
@@ -373,6 +375,24 @@ def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Xksfast, st
         assert "\x1b[" not in ran.out, arguments
     assert "orders" in xksfast("key", "list", store).out
     assert store in xksfast("store", "list", "--name-prefix", store).out
+
+
+def test_people_are_told_where_they_look_when_a_rotation_is_due(rig: Rig, xksfast: Xksfast, store: str) -> None:
+    for key in ("worn", "fresh"):
+        xksfast("key", "create", store, key)
+    report(rig, encrypted(store, WARN_INVOCATIONS + 1, key="worn"))
+    hint = f"rotate the key: version 1 has encrypted 1,073,741,825 times, 25% of the 2\\^32 that .*: xksfast key rotate {store} worn"
+    for arguments in (["key", "list", store], ["key", "show", store, "worn"], ["key", "versions", store, "worn"]):
+        ran = xksfast(*arguments)
+        assert re.fullmatch(f"xksfast: {store}/worn: {hint}\n", ran.err), (arguments, ran.err)
+        in_json = xksfast(*arguments, "--json")
+        assert in_json.err == ""
+        found = in_json.json if isinstance(in_json.json, list) else [in_json.json]
+        assert [bool(re.fullmatch(hint, each["hint"])) for each in found] == [bool(each["encryptions"]) for each in found]
+    assert "1,073,741,825" in xksfast("key", "versions", store, "worn").out
+    assert "never" in xksfast("credential", "list", store).out
+    xksfast("key", "rotate", store, "worn")
+    assert xksfast("key", "show", store, "worn").err == ""
 
 
 def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: Xksfast, store: str) -> None:
