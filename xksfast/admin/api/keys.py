@@ -34,7 +34,7 @@ async def create_key(
 ) -> Response:
     """Its source key is made, brought to every partition and proven, unless `label` names one that is there."""
     key = await parts.service.create_key(actor, store, request)
-    return _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
+    return await _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
 
 
 @router.get("", response_model=Page[KeyView], summary="List the keys of a key store", responses=documented(404))
@@ -59,20 +59,22 @@ async def list_keys(
         and blocked in (None, key.blocked)
         and linked in (None, key.link is not None)
     ]
+    used = await parts.used(store)
     with parts.reading() as state:
-        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key), limit, cursor)
+        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key, used), limit, cursor)
 
 
 @router.get("/{key}", response_model=KeyView, summary="Show a key", responses=documented(404))
 async def get_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """One key."""
-    return _shown(parts, parts.service.key(actor, store, key))
+    return await _shown(parts, parts.service.key(actor, store, key))
 
 
 @router.get("/{key}/versions", response_model=VersionsView, summary="List the versions of a key", responses=documented(404))
 async def list_versions(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Oldest first. The last one encrypts, all decrypt."""
-    return answer(versions_view(parts.service.key(actor, store, key)))
+    found = parts.service.key(actor, store, key)
+    return answer(versions_view(found, await parts.used(store)))
 
 
 @router.patch("/{key}", response_model=KeyView, summary="Change a key", responses=documented(404, 409, 412, 413))
@@ -80,7 +82,7 @@ async def update_key(
     store: str, key: str, request: KeyUpdate, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None
 ) -> Response:
     """What the request names; the rest stays."""
-    return _shown(parts, await parts.service.update_key(actor, store, key, request, revision_of(if_match)))
+    return await _shown(parts, await parts.service.update_key(actor, store, key, request, revision_of(if_match)))
 
 
 @router.delete(
@@ -114,19 +116,19 @@ async def rotate_key(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All former versions go on decrypting."""
-    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision_of(if_match)))
+    return await _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision_of(if_match)))
 
 
 @router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409, 412))
 async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS may use it again."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
+    return await _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
 
 
 @router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409, 412))
 async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS is told that the key is disabled."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
+    return await _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
 
 
 @router.post(
@@ -146,7 +148,8 @@ async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> R
     return answer(confirmation_view(await parts.service.unblock_key(actor, store, key)))
 
 
-def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:
+async def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:
+    used = await parts.used(key.store)
     with parts.reading() as state:
-        view = key_view(state, key)
+        view = key_view(state, key, used)
     return answer(view, status, revision=view.revision, headers={"Location": location} if location else None)
