@@ -67,7 +67,7 @@ format: $(VENV)/installed-dev ## rewrite Python in the project's format
 	@$(BIN)/ruff format xksfast tests bench loadtests setup.py
 	@$(BIN)/ruff check --fix xksfast tests bench loadtests setup.py
 
-bench: build $(VENV)/installed-dev ## all benchmarks, some 35 minutes: bench/results/*.json, docs/performance.md, docs/pictures/
+bench: build $(VENV)/installed-dev ## all benchmarks, some 40 minutes: bench/results/*.json, docs/performance.md, docs/pictures/
 	$(call need,$(BENCH_PACKAGES),make bench)
 	@$(BIN)/python -m bench
 
