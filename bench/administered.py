@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -152,9 +153,10 @@ class Node:
         """For REST, as the operator "root"."""
         tokens = list(self.place.directory.glob("*/admin.token"))
         headers = {"authorization": f"Bearer {tokens[0].read_text().strip()}"}
+        trust = ssl.create_default_context(cafile=self.place.authority.files.certificate)
         return httpx.Client(
             base_url=self.admin_url,
-            verify=str(self.place.authority.files.certificate),
+            verify=trust,
             headers=headers,
             timeout=30,
             trust_env=False,
