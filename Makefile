@@ -53,7 +53,7 @@ dev: build ## a development proxy with keys in SoftHSM2, on 127.0.0.1
 test: build $(VENV)/installed-dev ## every test that CI runs: C first, then pytest; JOBS=2 at a time
 	$(call need,$(TEST_PACKAGES),make test)
 	@$(MAKE) -s -C csrc test constant-time
-	@$(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
+	@$(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 lint: build $(VENV)/installed-dev ## format, types, layering, C warnings under gcc and clang
 	$(call need,$(TEST_PACKAGES),make lint)
