@@ -13,6 +13,9 @@ TEST_PACKAGES = softhsm2 libnss3 libnss3-tools opensc curl openssl clang libclan
 LOADTEST_PACKAGES = softhsm2 libnss3 libnss3-tools
 BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light postgresql
 
+# They keep to a schedule, so nothing runs beside them.
+TIMED = tests/faults tests/loadtests tests/bench
+
 .PHONY: help build dev test lint format bench loadtest sanitize fuzz lock clean
 .DEFAULT_GOAL := help
 
@@ -53,7 +56,8 @@ dev: build ## a development proxy with keys in SoftHSM2, on 127.0.0.1
 test: build $(VENV)/installed-dev ## every test that CI runs: C first, then pytest; JOBS=2 at a time
 	$(call need,$(TEST_PACKAGES),make test)
 	@$(MAKE) -s -C csrc test constant-time
-	@$(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q $(TIMED)
+	@$(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder $(TIMED:%=--ignore=%)
 
 lint: build $(VENV)/installed-dev ## format, types, layering, C warnings under gcc and clang
 	$(call need,$(TEST_PACKAGES),make lint)

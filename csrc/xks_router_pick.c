@@ -229,6 +229,17 @@ static bool all_stalled(const xks_router *router, uint64_t partitions, uint64_t 
     return stalled;
 }
 
+/* look(); a check goes to the partition that encrypted as well when no other one answers now. */
+static void look_around(xks_router *router, const xks_route_request *request, uint64_t serving, uint64_t now, survey *s)
+{
+    look(router, request, serving, now, s);
+    if (request->purpose == XKS_ROUTE_CHECK && all_stalled(router, s->pool, now)) {
+        xks_route_request relaxed = *request;
+        relaxed.tried = 0;
+        look(router, &relaxed, serving, now, s);
+    }
+}
+
 xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *request, uint64_t now, uint32_t *partition)
 {
     survey s;
@@ -244,12 +255,7 @@ xks_route_verdict xks_router_pick(xks_router *router, const xks_route_request *r
         return panic(router, request, usable, now, partition);
     }
     xks_router_compare(router, members, now);
-    look(router, request, usable & router->serving, now, &s);
-    if (request->purpose == XKS_ROUTE_CHECK && all_stalled(router, s.pool, now)) {
-        xks_route_request relaxed = *request; /* no other partition answers now: the one that encrypted checks as well */
-        relaxed.tried = 0;
-        look(router, &relaxed, usable & router->serving, now, &s);
-    }
+    look_around(router, request, usable & router->serving, now, &s);
     if (s.chosen_from != 0) {
         *partition = choose(router, request, &s, now);
         return XKS_ROUTE_CHOSEN;
@@ -274,7 +280,7 @@ xks_route_reason xks_router_explain(xks_router *router, const xks_route_request 
         return XKS_REASON_NO_KEY;
     }
     xks_router_compare(router, members, now);
-    look(router, request, members & request->usable & router->serving, now, &s);
+    look_around(router, request, members & request->usable & router->serving, now, &s);
     uint64_t local = local_of(router, request, &s);
     if ((s.pool & bit) == 0) {
         return XKS_REASON_TRIED;

@@ -149,7 +149,7 @@ FIELDS = [
 def test_dev_tells_all_of_the_contract_and_serves_over_http_and_https(tmp_path: Path, key_source: str) -> None:
     began = time.monotonic()
     with running_dev(tmp_path, key_source) as (ready, process):
-        assert time.monotonic() - began < 10.0  # 5.4 s on a machine where nginx's `return 200` takes 24 us
+        assert time.monotonic() - began < 30.0  # a hang; 5.4 s on a machine where nginx's `return 200` takes 24 us
         assert [name for name in ready if name in FIELDS] == FIELDS
         assert (ready["event"], ready["pid"], ready["key_source"]) == ("ready", process.pid, key_source)
         assert re.fullmatch(r"https://localhost:\d+", ready["admin_url"])
