@@ -54,7 +54,9 @@ class HttpPeers:
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
         """Returns when the node's workers have confirmed."""
-        row = self._rows[node]
+        row = self._rows.get(node)
+        if row is None:
+            raise OperatorError("it has not been heard of for a while")
         if not row.url:
             raise OperatorError("it has no [admin] url, so it hears of blocks through the database only")
         body = msgspec.json.encode(block)
