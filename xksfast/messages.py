@@ -194,18 +194,24 @@ class WorkerLink(Message):
 
 
 class ReloadState(Message):
-    """Read the state again (SIGHUP)."""
+    """Read the state and the administration's certificate again (SIGHUP). config: with the files that are named now."""
+
+    config: Config
 
 
 # --- control -> supervisor
 
 
 class StateLoaded(Message):
-    """The state was read; it goes out to every worker, as of event `seq`."""
+    """The state was read; it goes out to every worker, as of event `seq`.
+
+    admin_certificate: "reloaded", "" when there is none to reload, or why the former one stays.
+    """
 
     seq: int
     key_stores: int
     keys: int
+    admin_certificate: str = ""
 
 
 class StateRefused(Message):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 import socket
 import threading
 import time
@@ -20,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from xksfast import messages
 from xksfast._version import __version__
-from xksfast.admin.actors import new_token, system_actor
+from xksfast.admin.actors import system_actor
 from xksfast.admin.applying import carry_out, make_source_keys
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.blocks import Blocks
@@ -31,6 +32,7 @@ from xksfast.admin.peers import HttpPeers
 from xksfast.admin.plans import keys as key_plans
 from xksfast.admin.plans import stores as store_plans
 from xksfast.admin.publisher import Publisher
+from xksfast.admin.root_operator import make_root
 from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
@@ -49,12 +51,11 @@ from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
 from xksfast.state.events import Change, Event
 from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_copy
 from xksfast.state.master_key import configured_master_key
-from xksfast.state.objects import Operator
 from xksfast.state.projection import State
 from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
-from xksfast.state.store import Plan, StateStore
+from xksfast.state.store import StateStore
 
 if TYPE_CHECKING:
     from xksfast.admin.api.server import ApiServer
@@ -66,7 +67,6 @@ USE_INTERVAL_S = 5.0
 COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
-ROOT = "root"
 
 
 class Node:
@@ -93,6 +93,7 @@ class Node:
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
+        self._rest_refused = False
         self._linked: Linking | None = None
         self._went_back = ""
         self._silence = ""
@@ -100,8 +101,9 @@ class Node:
 
     # --- start
 
-    async def load(self) -> messages.StateLoaded:
-        """At the start, everything; later there is nothing to read again, since the log is followed all the time."""
+    async def load(self, config: Config) -> messages.StateLoaded:
+        """At the start, everything; later the certificate only, since the log is followed all the time."""
+        certificate = self._reload_certificate(config)
         if not self._opened:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             await self._open()
@@ -109,7 +111,24 @@ class Node:
             for work in (self._follow(), self._beat(), self._serve_rest()):
                 self._spawn(work)
         with self._store.reading() as state:
-            return messages.StateLoaded(seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys))
+            return messages.StateLoaded(
+                seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys), admin_certificate=certificate
+            )
+
+    def _reload_certificate(self, config: Config) -> str:
+        """See messages.StateLoaded.admin_certificate."""
+        self._config = msgspec.structs.replace(self._config, admin=config.admin, proxy=config.proxy)
+        if self._rest_refused:  # it may be served with this one
+            self._spawn(self._serve_rest())
+            return ""
+        if self._api is None or not self._api.is_tls:
+            return ""
+        rest = importlib.import_module("xksfast.admin.rest")  # loaded already, since REST is served
+        try:
+            self._api.reload_certificate(*rest.tls_files(config))
+        except OperatorError as error:
+            return str(error)
+        return "reloaded"
 
     async def _open(self) -> None:
         self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
@@ -153,7 +172,7 @@ class Node:
         )
         self._upkeep = Upkeep(self.service, self._store, self._linking, self._log)
         if not self._away:
-            await self._make_root()
+            await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
             await self._apply_declared()
         self._publisher.serve(self._store.reading)
@@ -198,7 +217,7 @@ class Node:
         self._secrets.connect(database, self._sealer)
         self._away = False
         self._begin_to_listen()
-        await self._make_root()
+        await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
         await self.usage.read(self._database)
         self._log.info("database_is_back")
 
@@ -236,6 +255,7 @@ class Node:
     async def _serve_rest(self) -> None:
         if self._listener is None:
             return
+        self._rest_refused = False
         rest = await asyncio.to_thread(importlib.import_module, "xksfast.admin.rest")  # FastAPI takes its time as well
         try:
             self._api = await rest.serve_rest(
@@ -252,7 +272,8 @@ class Node:
                 log=self._log,
             )
         except OperatorError as error:
-            self._log.error("admin_not_served", problem=str(error))
+            self._rest_refused = True
+            self._log.error("admin_not_served", problem=str(error), next="mend it, then send SIGHUP")
 
     @property
     def _copy_file(self) -> Path:
@@ -283,27 +304,6 @@ class Node:
                         )
                     )
                     self._log.warning("block_kept", kind=value.kind, id=value.id, why="the database went back to before it")
-
-    async def _make_root(self) -> None:
-        """The first operator; its token goes to a file that only we can read, before the operator exists."""
-        with self._store.reading() as state:
-            if state.operators:
-                return
-        token, hashed = new_token()
-        path = Path(self._admin.token_file)
-        await self._run(lambda: _write_secret_file(path, token))
-
-        def plan(state: State) -> Plan:
-            if state.operators:  # another node was faster
-                return Plan()
-            root = Operator(name=ROOT, role="admin", token_sha256=hashed, created_at=int(time.time()))
-            return Plan(changes=[Change("operator.create", root.kind, root.id, None, root)])
-
-        committed = await self._run(lambda: self._store.transact(system_actor("start").origin, plan))
-        if committed.events:
-            self._log.info("operator_created", name=ROOT, token_file=str(path))
-        else:
-            path.unlink(missing_ok=True)
 
     def link(self, worker: int, fd: int) -> None:
         """A worker was started."""
@@ -479,17 +479,6 @@ class Node:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _write_secret_file(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.fchmod(fd, 0o600)
-        os.write(fd, text.encode() + b"\n")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _plan_of(block: PendingBlock) -> Callable[[State], list[Change]]:

@@ -60,11 +60,11 @@ async def serve_rest(
         peers=PeerDoor(lambda stamp, mac, body: is_authentic(sealer(), stamp, mac, body, int(time.time())), blocks.enforce),
         linking=linking,
     )
-    certificate, private_key = _tls_files(config)
+    certificate, private_key = tls_files(config)
     return await serve_api(await prepared_app(parts), listener, log, certificate=certificate, private_key=private_key)
 
 
-def _tls_files(config: Config) -> tuple[str, str]:
+def tls_files(config: Config) -> tuple[str, str]:
     """Its own pair, or the proxy's; ("", ""): plain HTTP, on loopback."""
     admin = config.admin or Admin()
     if admin.certificate:
