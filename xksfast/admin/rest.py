@@ -55,7 +55,7 @@ async def serve_rest(
         events=reads.events,
         nodes=reads.nodes,
         verify_log=reads.verify,
-        replays=Replays(DatabaseShelf(database, node, run), Box(lambda label, data: sealer().mac(label, data)), log),
+        replays=Replays(DatabaseShelf(database, run), Box(lambda label, data: sealer().mac(label, data))),
         log=log,
         peers=PeerDoor(lambda stamp, mac, body: is_authentic(sealer(), stamp, mac, body, int(time.time())), blocks.enforce),
         linking=linking,
