@@ -220,6 +220,12 @@ class StateRefused(Message):
     problems: tuple[str, ...]
 
 
+class StateProblems(Message):
+    """How the control process stands with the state from now on, a sentence each; none: all is well."""
+
+    problems: tuple[str, ...]
+
+
 # --- control -> worker
 
 
@@ -299,6 +305,6 @@ class UsageReport(Message):
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain
 FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
 ToControl = StartControl | WorkerLink | ReloadState | Drain
-FromControl = StateLoaded | StateRefused
+FromControl = StateLoaded | StateRefused | StateProblems
 ControlToWorker = ApplyDelta | AskUsage
 WorkerToControl = DeltaRestricted | DeltaApplied | DeltaRefused | UsageReport

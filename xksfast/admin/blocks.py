@@ -162,6 +162,8 @@ class Blocks:
 
     async def record_pending(self, plan_of: Callable[[PendingBlock], Callable[[State], list[Change]]]) -> None:
         """Once a second: what the database missed. A store or key that is gone since needs no block."""
+        if self._journal.is_behind:
+            self._settle(set())
         for block in self._journal.pending():
             try:
                 await self._record(block, plan_of(block))
@@ -182,7 +184,12 @@ class Blocks:
 
     def _settle(self, block_ids: set[str]) -> None:
         before = self._journal.targets()
-        self._journal.settle(block_ids)
+        was_behind = self._journal.is_behind
+        try:
+            self._journal.settle(block_ids)
+        except OperatorError as error:
+            if not was_behind:
+                self._log.error("journal_not_written", problem=str(error), why="a restart would enforce again what is settled")
         self._withhold()
         freed = before - self._journal.targets()
         if freed:  # as the state says from now on: it may have been unblocked

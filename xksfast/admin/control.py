@@ -41,6 +41,9 @@ class NodeKind(Protocol):
     async def tick(self) -> None:
         """Once a second."""
 
+    def problems(self) -> tuple[str, ...]:
+        """How it stands with the state, a sentence each; asked once a second."""
+
     async def close(self) -> None:
         """Leave nothing behind."""
 
@@ -92,12 +95,17 @@ class Control:
 
     async def _tick(self) -> None:
         assert self._node is not None
+        told: tuple[str, ...] = ()
         while True:
             await asyncio.sleep(CLOCK_INTERVAL_S)
             try:
                 await self._node.tick()
-            except OperatorError as error:
+            except (OperatorError, OSError) as error:
                 self._log.error("tick_failed", problem=str(error))
+            problems = self._node.problems()
+            if problems != told:
+                told = problems
+                self._supervisor.send(messages.StateProblems(problems=problems))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

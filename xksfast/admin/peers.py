@@ -76,8 +76,10 @@ class HttpPeers:
     async def restricted(self, node: str, seq: int) -> None:
         """Until the node says so in the database."""
         while True:
-            rows = {row.name: row for row in await self._read_nodes()}
-            if node not in rows or rows[node].restricted_seq >= seq:
+            row = {row.name: row for row in await self._read_nodes()}.get(node)
+            if row is not None and row.details.get("problems"):  # it follows another log, or none
+                raise OperatorError("; ".join(map(str, row.details["problems"])))
+            if row is None or row.restricted_seq >= seq:
                 return
             await asyncio.sleep(ASK_AGAIN_S)
 

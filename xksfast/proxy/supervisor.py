@@ -103,6 +103,7 @@ class Supervisor:
         self._early_ends = 0
         self._failure: OperatorError | None = None
         self._candidate: Config | None = None
+        self._state_problems: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -302,6 +303,7 @@ class Supervisor:
     # --- control
 
     def _control_started(self) -> None:
+        self._state_problems = ()  # it tells anew
         listener = self._admin_address.sock if self._admin_address is not None else None
         self._control.send(messages.StartControl(config=self._config), listener)
         for worker in self._workers:
@@ -314,6 +316,8 @@ class Supervisor:
                 self._admin_certificate_reloaded(message.admin_certificate)
                 if not self._workers[0].started:  # now that the key tool is done with the tokens
                     self._start_next_worker()
+            case messages.StateProblems():
+                self._state_problems = message.problems
             case messages.StateRefused():
                 if self._announced:
                     self._log.error("state_kept", problems=message.problems)
@@ -427,6 +431,7 @@ class Supervisor:
             pid=os.getpid(),
             started_unix_s=self._started_unix_s,
             now_unix_s=time(),
+            state_problems=self._state_problems,
         )
 
     async def _status_page(self) -> tuple[str, bytes]:

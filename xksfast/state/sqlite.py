@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from xksfast.state.backend import PATIENCE_S, Backend, first_line
-from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
+from xksfast.state.errors import StateAbsent, StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
 
 _IMMEDIATE = "xksfast_immediate"  # execution option: the transaction takes the write lock as it begins
 
@@ -135,6 +135,8 @@ class SqliteBackend(Backend):
             return StateCorrupt(f"{where} is damaged ({says}): stop xksfast, keep the file, and restore a backup")
         if isinstance(cause, sqlite3.IntegrityError):
             return StateCorrupt(f"{where} contradicts what was to be written ({says}): run `xksfast audit verify`")
+        if says.startswith("no such table"):
+            return StateAbsent(f"{where} holds no state ({says}): restore a backup, or correct [state] url")
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) or isinstance(cause, sqlite3.OperationalError):
             return StateUnavailable(f"{where} cannot be used ({says}): look at its disk and its directory, then try again")
         return StateError(f"{where}: {says}")
