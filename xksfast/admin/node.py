@@ -143,6 +143,8 @@ class Node:
             await self._run(self._store.open)
             self._secrets = SecretRows(self._database, self._sealer)
             await self._run(self._secrets.load)
+            if not self._sealer.knows(self._secrets.rows()):
+                raise StateUnavailable("the data key was rotated while this node was started: start it again")
             await self._run(lambda: self._keep_blocks(journal, copy))
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))

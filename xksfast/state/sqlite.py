@@ -45,9 +45,7 @@ class SqliteBackend(Backend):
     def _make_private(self, create: bool) -> None:
         """The file, for its owner's eyes only; SQLite gives the files beside it the same mode."""
         try:
-            os.close(
-                os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if create else os.O_RDONLY | os.O_CLOEXEC, 0o600)
-            )
+            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600))
             if self._path.stat().st_mode & 0o077:
                 self._path.chmod(0o600)
         except FileNotFoundError:
