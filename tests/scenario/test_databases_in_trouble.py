@@ -7,34 +7,38 @@ The deployment is one for all tests: each leaves it as it was.
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from tests.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, Traffic, deployment
+from tests.scenario.slow_link import SlowLink
 from tests.scenario.test_nodes_in_trouble import answers, made
 from tests.scenario.trouble import api, is_well, logged, may_mount, no_room, refused, run, says, small_file_system
 from tests.servers import wait_until
 
 NAMES = ("n1", "n2")
+DATABASE = "in_trouble"
 WRITE_LOCK = 0x786B736661737401
 
 
 class Pair:
     """Two nodes, a store "pay" with the keys k1 and k2 that is served whatever happens. room: the small file system, or None."""
 
-    def __init__(self, proxies: Deployment, postgres: PostgresServer, database: str, room: Path | None) -> None:
-        self.proxies, self.postgres, self.database, self.room = proxies, postgres, database, room
+    def __init__(self, proxies: Deployment, postgres: PostgresServer, link: SlowLink, room: Path | None) -> None:
+        self.proxies, self.postgres, self.link, self.room = proxies, postgres, link, room
         self.credential = made(proxies)
         self.n1, self.n2 = proxies.nodes
 
@@ -78,25 +82,25 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Pair]:
-    """On a small file system where that can be had."""
+    """On a small file system where that can be had, by a network that can be made slow."""
     directory = tmp_path_factory.mktemp("pair")
-    if not may_mount():
-        url = postgres.database()
-        with deployment(directory, url, NAMES) as proxies:
-            yield Pair(proxies, postgres, url.rpartition("/")[2], None)
-        return
-    with small_file_system(Path("/tmp") / f"xksfast-small-{time.time_ns()}", 48) as room:  # where PostgreSQL's user may enter
-        space = room / "space"
-        space.mkdir()
-        shutil.chown(space, "postgres")
-        postgres.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
-        create(postgres, "on_small", room)
-        try:
-            with deployment(directory, postgres.url("on_small"), NAMES) as proxies:
-                yield Pair(proxies, postgres, "on_small", room)
-        finally:
-            postgres.execute("DROP DATABASE on_small WITH (FORCE)")
-            postgres.execute("DROP TABLESPACE small")
+    with ExitStack() as stack:
+        room: Path | None = None
+        if may_mount():  # where PostgreSQL's user may enter
+            room = stack.enter_context(small_file_system(Path("/tmp") / f"xksfast-small-{time.time_ns()}", 48))
+            space = room / "space"
+            space.mkdir()
+            shutil.chown(space, "postgres")
+            postgres.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+            stack.callback(postgres.execute, "DROP TABLESPACE small")
+        create(postgres, DATABASE, room)
+        stack.callback(postgres.execute, f"DROP DATABASE {DATABASE} WITH (FORCE)")
+        url = urlsplit(postgres.url(DATABASE))
+        assert url.port is not None
+        link = SlowLink(url.port)
+        stack.callback(link.close)
+        proxies = stack.enter_context(deployment(directory, url.geturl().replace(f":{url.port}/", f":{link.port}/"), NAMES))
+        yield Pair(proxies, postgres, link, room)
 
 
 def create(postgres: PostgresServer, name: str, room: Path | None) -> None:
@@ -106,7 +110,7 @@ def create(postgres: PostgresServer, name: str, room: Path | None) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_lock_that_somebody_keeps_stops_changes_and_nothing_else(pair: Pair) -> None:
-    conninfo = pair.postgres.admin_conninfo.replace("dbname=postgres", f"dbname={pair.database}")
+    conninfo = pair.postgres.admin_conninfo.replace("dbname=postgres", f"dbname={DATABASE}")
     with pair.is_served(), psycopg.connect(conninfo) as other:
         other.execute("SELECT pg_advisory_xact_lock(%s)", (WRITE_LOCK,))
         code, out, err = run(pair.proxies, "key", "create", "pay", "k3")
@@ -123,14 +127,39 @@ def test_a_lock_that_somebody_keeps_stops_changes_and_nothing_else(pair: Pair) -
 
 
 @pytest.mark.timeout(600)
+def test_a_slow_network_to_the_database_slows_changes_and_nothing_else(pair: Pair) -> None:
+    with pair.is_served(), api(pair.proxies) as client:
+        silences = len(logged(pair.n1, "state_not_heard"))
+        with pair.link.slow(0.1):
+            answer = client.patch("/v1/stores/pay/keys/k2", json={"description": "slowly"})
+            assert (answer.status_code, answer.json()["description"]) == (200, "slowly")
+            began = time.monotonic()
+            pair.block("k1")  # recorded or not: that takes as long as it takes
+            assert time.monotonic() - began < 6
+        assert len(logged(pair.n1, "state_not_heard")) == silences
+        pair.block_is_recorded_and_ends()
+        with pair.link.slow(3):
+            for node in (pair.n1, pair.n2):
+                says(node, "the state: no news since", "cannot be used", "see that it runs")
+            problem = refused(client.patch("/v1/stores/pay/keys/k2", json={"description": "never"}))
+            assert re.search("no answer within 2 s|connection timeout expired", problem["detail"])
+            assert "see that it runs" in problem["detail"]
+            assert not pair.block("k1")["recorded"]
+            assert pair.served("k1") == {"InvalidStateException"}
+        pair.block_is_recorded_and_ends()
+        assert client.get("/v1/stores/pay/keys/k2").json()["description"] == "slowly"
+
+
+@pytest.mark.timeout(600)
 def test_a_database_that_becomes_read_only_is_named_and_what_is_known_is_served(pair: Pair) -> None:
-    pair.postgres.execute(f"ALTER DATABASE {pair.database} SET default_transaction_read_only = on")
+    before = {node.name: len(logged(node, "state_not_heard")) for node in (pair.n1, pair.n2)}
+    pair.postgres.execute(f"ALTER DATABASE {DATABASE} SET default_transaction_read_only = on")
     try:
         disconnect(pair)
         with pair.is_served():
             for node in (pair.n1, pair.n2):
                 says(node, "the state: no news since", "takes no changes", "Name the primary in [state] url")
-                assert len(logged(node, "state_not_heard")) == 1
+                assert len(logged(node, "state_not_heard")) == before[node.name] + 1
             code, _, err = run(pair.proxies, "key", "create", "pay", "k3")
             assert code == 1
             assert "takes no changes" in err
@@ -148,7 +177,7 @@ def test_a_database_that_becomes_read_only_is_named_and_what_is_known_is_served(
         assert pair.served("k2") == {"ok"}
         says(pair.n2, "takes no changes")
     finally:
-        pair.postgres.execute(f"ALTER DATABASE {pair.database} RESET default_transaction_read_only")
+        pair.postgres.execute(f"ALTER DATABASE {DATABASE} RESET default_transaction_read_only")
     pair.block_is_recorded_and_ends()
 
 
@@ -158,6 +187,7 @@ def test_a_database_without_room_is_named_and_nothing_is_half_written(pair: Pair
         pytest.skip("a file system of its own can be mounted by root only")
     changed = 0
     with pair.is_served(), api(pair.proxies) as client:
+        former = client.get("/v1/stores/pay/keys/k2").json()["description"]
         with no_room(pair.room):
             for number in range(500):
                 answer = client.patch("/v1/stores/pay/keys/k2", json={"description": f"{number} " * 200})
@@ -172,11 +202,11 @@ def test_a_database_without_room_is_named_and_nothing_is_half_written(pair: Pair
             assert code == 1
             assert "has no room on its disk" in err
         shown = client.get("/v1/stores/pay/keys/k2").json()
-        assert shown["description"] == (f"{changed - 1} " * 200 if changed else "")
+        assert shown["description"] == (f"{changed - 1} " * 200 if changed else former)
     pair.block_is_recorded_and_ends()
     with api(pair.proxies) as client:
         updates = client.get("/v1/events", params={"action": "key.update", "limit": 1000}).json()["items"]
-    assert len(updates) == changed
+    assert len(updates) == changed + bool(former)
 
 
 @pytest.mark.timeout(600)
@@ -217,10 +247,10 @@ def test_a_database_that_went_back_undoes_no_block(pair: Pair, tmp_path: Path) -
     copies = [node.directory / "state" / "copy.jsonl" for node in pair.proxies.nodes]
     wait_until(lambda: all("after the backup" in copy.read_text() for copy in copies), "copied by every node", 30)
     with pair.is_served():
-        pair.postgres.execute(f"DROP DATABASE {pair.database} WITH (FORCE)")
+        pair.postgres.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
         for node in (pair.n1, pair.n2):
             says(node, "no news since", "does not exist")
-        create(pair.postgres, pair.database, pair.room)
+        create(pair.postgres, DATABASE, pair.room)
         for node in (pair.n1, pair.n2):
             says(node, "no news since", "holds no state", "restore a backup")
         state(pair, "restore", str(backup))
@@ -268,4 +298,4 @@ def state(pair: Pair, command: str, *arguments: str) -> None:
 
 def disconnect(pair: Pair) -> None:
     """Every session on the database ends, as when the primary fails over."""
-    pair.postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{pair.database}'")
+    pair.postgres.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{DATABASE}'")

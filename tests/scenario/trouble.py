@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,11 +102,14 @@ def status(node: Node) -> dict[str, Any]:
 def says(node: Node, *words: str) -> None:
     """Wait until the node's status names the problem in all of these words."""
 
-    def look() -> bool:
+    deadline = time.monotonic() + 30
+    found: dict[str, Any] = {}
+    while time.monotonic() < deadline:
         found = status(node)
-        return found["status"] == "degraded" and all(word in " ".join(found["problems"]) for word in words)
-
-    wait_until(look, f"{node.name} says {words}: {status(node)['problems']}", 30)
+        if found["status"] == "degraded" and all(word in " ".join(found["problems"]) for word in words):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{node.name} should say {words}, but says {found['problems']}")
 
 
 def is_well(node: Node) -> None:
