@@ -11,7 +11,7 @@ BUILD_PACKAGES = gcc libc6-dev libssl-dev python3-dev python3-venv
 DEV_PACKAGES = softhsm2
 TEST_PACKAGES = softhsm2 libnss3 libnss3-tools opensc curl openssl clang libclang-rt-14-dev valgrind postgresql
 LOADTEST_PACKAGES = softhsm2 libnss3 libnss3-tools
-BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light
+BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light postgresql
 
 .PHONY: help build dev test lint format bench loadtest sanitize fuzz lock clean
 .DEFAULT_GOAL := help
@@ -32,6 +32,7 @@ endef
 
 build: $(VENV)/installed ## .venv with the package installed, native parts compiled
 	@$(BIN)/python setup.py -q build_ext --inplace >/dev/null
+	@$(BIN)/python -m compileall -q xksfast
 
 $(VENV)/installed: requirements.lock pyproject.toml setup.py
 	$(call need,$(BUILD_PACKAGES),make build)
@@ -49,10 +50,10 @@ dev: build ## a development proxy with keys in SoftHSM2, on 127.0.0.1
 	$(call need,$(DEV_PACKAGES),make dev)
 	@exec $(BIN)/xksfast dev
 
-test: build $(VENV)/installed-dev ## every test that CI runs: C first, then pytest
+test: build $(VENV)/installed-dev ## every test that CI runs: C first, then pytest; JOBS=2 at a time
 	$(call need,$(TEST_PACKAGES),make test)
 	@$(MAKE) -s -C csrc test constant-time
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile
 
 lint: build $(VENV)/installed-dev ## format, types, layering, C warnings under gcc and clang
 	$(call need,$(TEST_PACKAGES),make lint)
@@ -66,7 +67,7 @@ format: $(VENV)/installed-dev ## rewrite Python in the project's format
 	@$(BIN)/ruff format xksfast tests bench loadtests setup.py
 	@$(BIN)/ruff check --fix xksfast tests bench loadtests setup.py
 
-bench: build $(VENV)/installed-dev ## all benchmarks, some 25 minutes: bench/results/*.json, docs/performance.md, docs/pictures/
+bench: build $(VENV)/installed-dev ## all benchmarks, some 40 minutes: bench/results/*.json, docs/performance.md, docs/pictures/
 	$(call need,$(BENCH_PACKAGES),make bench)
 	@$(BIN)/python -m bench
 

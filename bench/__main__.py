@@ -15,6 +15,7 @@ MODULES = (
     "bench.memory",
     "bench.speed",
     "bench.scaling",
+    "bench.administration",
     "bench.faults",
     "bench.performance",
 )

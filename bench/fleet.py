@@ -118,14 +118,14 @@ def serving(plan: Plan, token: Token | None, directory: Path) -> Iterator[Fleet]
     """Write everything into `directory`, start on the server core, wait until every session of every partition is open."""
     directory.mkdir(parents=True, exist_ok=True)
     secret = secrets.token_urlsafe(40).replace("-", "+").replace("_", "/")
-    _write_secret(directory / "credential", secret)
-    _write_secret(directory / "master.key", secrets.token_hex(32))
-    _write_secret(directory / "pin", token.pin if token is not None and token.pin else "1234")
+    write_secret(directory / "credential", secret)
+    write_secret(directory / "master.key", secrets.token_hex(32))
+    write_secret(directory / "pin", token.pin if token is not None and token.pin else "1234")
     control = FaultControl.create(directory / "faults", slots=plan.partitions) if plan.shim and plan.partitions else None
     for slot in control.slots() if control is not None and token is not None else []:
         slot.named(f"p{slot.number}", real_label=token.label)  # NSS has a token without a database before it in its list
         slot.max_sessions(plan.session_limit).login_with_any_pin(plan.login)
-    port, health_port = _free_port(), _free_port()
+    port, health_port = free_port(), free_port()
     config = directory / "xksfast.toml"
     config.write_text(_config(plan, token, control, port, health_port))
     (directory / "stores.toml").write_text(_stores(plan))
@@ -221,12 +221,14 @@ def _stores(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_secret(path: Path, text: str) -> None:
+def write_secret(path: Path, text: str) -> None:
+    """A file that only its owner reads."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text + "\n")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody uses now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

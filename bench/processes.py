@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from xksfast.admin.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
 from xksfast.config import load_config
 
 SERVER_CORE, CLIENT_CORE = 0, 1

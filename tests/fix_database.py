@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres import PostgresServer
+from bench.postgres import PostgresServer
 from xksfast.state.database import Database
 
 KINDS = ("sqlite", "postgresql")

@@ -26,13 +26,13 @@ def main() -> int:
 
                 return control.main(int(fd))
             case ["_keytool"]:
-                from xksfast.admin import keytool
+                from xksfast.admin.partitions import keytool
 
                 return keytool.main()
             case ["_partitiontool"]:
-                from xksfast.admin import partition_tool
+                from xksfast.admin.partitions import tool
 
-                return partition_tool.main()
+                return tool.main()
             case ["version"] | ["--version"]:
                 print(f"xksfast {__version__}")
                 return 0

@@ -27,7 +27,7 @@ class Commands(LazyGroup):
         "key": ("xksfast.shell.keys:app", "HYOK keys: create, rotate, enable, block, delete."),
         "credential": ("xksfast.shell.credentials:app", "SigV4 credentials: rotate, list, remove."),
         "operator": ("xksfast.shell.operators:app", "Who may administrate: operators and their tokens."),
-        "aws": ("xksfast.shell.aws:app", "Connections to AWS KMS for linked key stores."),
+        "aws": ("xksfast.shell.aws:app", "Connections to AWS KMS for linked key stores, and what builds AWS's side by hand."),
         "node": ("xksfast.shell.nodes:app", "The proxies that share the state."),
         "audit": ("xksfast.shell.audit:app", "What was changed, by whom; and whether the log is whole."),
         "apply": ("xksfast.shell.apply:app", "Make key stores, credentials and keys what a file says."),

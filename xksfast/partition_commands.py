@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from xksfast.admin import partition_adding, partition_testing
-from xksfast.admin.partition_link import PartitionLink, partition_target, take_all
-from xksfast.admin.partition_listing import PartitionReport, list_partitions
-from xksfast.admin.replica import Replica, VerifyReport, verify
-from xksfast.admin.replication import KeyReport, Replicator
-from xksfast.admin.transport import RefusedByRule, make_transport_key
+from xksfast.admin.partitions import adding, testing
+from xksfast.admin.partitions.link import PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.listing import PartitionReport, list_partitions
+from xksfast.admin.partitions.replica import Replica, VerifyReport, verify
+from xksfast.admin.partitions.replication import KeyReport, Replicator
+from xksfast.admin.partitions.transport import RefusedByRule, make_transport_key
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
 from xksfast.state.store_file import load_store_file
@@ -71,7 +71,7 @@ def add_command(
     json: Json = False,
 ) -> None:
     """Try a token, and add it to the configuration when it passes. Comments and order of the file stay."""
-    wanted = partition_adding.Wanted(
+    wanted = adding.Wanted(
         name=name,
         module=module,
         token_label=token_label,
@@ -85,7 +85,7 @@ def add_command(
         parameters=parameters,
     )
     with _progress("try the token", 1):
-        added = partition_adding.prepare(config, wanted)
+        added = adding.prepare(config, wanted)
     if not dry_run:
         added.file.write()
     answer = {"name": name, "written": not dry_run, "token": added.token, "verdicts": added.verdicts, "diff": added.file.diff()}
@@ -110,9 +110,9 @@ def try_command(
     reports = []
     with _progress("test", len(chosen)) as step:
         for name in chosen:
-            reports.append(partition_testing.try_partition(configuration, name, run_s=seconds))
+            reports.append(testing.try_partition(configuration, name, run_s=seconds))
             step(name)
-    _print(reports, json, "\n".join(partition_testing.as_text(report) for report in reports) or "no partitions are configured")
+    _print(reports, json, "\n".join(testing.as_text(report) for report in reports) or "no partitions are configured")
     if any(report.level == "refuse" for report in reports):
         raise typer.Exit(REFUSED)
     raise typer.Exit(_code([report.level != "failed" for report in reports]))

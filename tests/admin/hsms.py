@@ -41,9 +41,12 @@ with pkcs11.lib(module).get_token(token_label=token).open(rw=True, user_pin=pin)
 
 
 class Hsms:
-    """Partitions p0 and p1 (SoftHSM) in group "main"; p2 (NSS) after with_nss(). Change `config`, then write()."""
+    """Partitions p0 and p1 (SoftHSM) in group "main"; p2 (NSS) after with_nss(). Change `config`, then write().
 
-    def __init__(self, directory: Path) -> None:
+    like: others whose tokens these are copies of; None: new ones.
+    """
+
+    def __init__(self, directory: Path, like: Hsms | None = None) -> None:
         self.directory = directory
         self.file = directory / "xksfast.toml"
         self.config: dict[str, Any] = {"state": {"url": "file:stores.toml"}, "modules": {}, "partitions": {}}
@@ -52,13 +55,17 @@ class Hsms:
         (directory / "stores.toml").write_text("")
         for number in (0, 1):
             conf = directory / f"hsm{number}.conf"
-            (directory / f"hsm{number}").mkdir()
+            if like is None:
+                (directory / f"hsm{number}").mkdir()
+            else:
+                shutil.copytree(like.directory / f"hsm{number}", directory / f"hsm{number}")
             conf.write_text(f"directories.tokendir = {directory}/hsm{number}\nlog.level = ERROR\n")
             self.config["modules"][f"hsm{number}"] = {"path": SOFTHSM, "environment": {"SOFTHSM2_CONF": str(conf)}}
             self.config["partitions"][f"p{number}"] = {
                 "module": f"hsm{number}", "token_label": f"t{number}", "pin_file": "pin", "profile": "softhsm", "sessions": 2
             }  # fmt: skip
-            self.init_token(number, f"t{number}")
+            if like is None:
+                self.init_token(number, f"t{number}")
         self.config["partition_groups"] = {"main": {"partitions": ["p0", "p1"]}}
         self.write()
 
@@ -124,8 +131,8 @@ class Hsms:
         return {line.split()[0]: set(line.split()[1:]) for line in self.token(number, "", "show").splitlines()}
 
 
-def make_hsms(directory: Path) -> Hsms:
-    """Or skip where SoftHSM2 is not installed."""
+def make_hsms(directory: Path, like: Hsms | None = None) -> Hsms:
+    """Or skip where SoftHSM2 is not installed. like: see Hsms."""
     if not Path(SOFTHSM).exists() or not shutil.which("softhsm2-util"):
         pytest.skip("SoftHSM2 is not installed")
-    return Hsms(directory)
+    return Hsms(directory, like)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from xksfast.admin.dev import NSS_MODULES, SOFTHSM_MODULES
-from xksfast.admin.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
 
 SOFTHSM = next((path for path in SOFTHSM_MODULES if Path(path).exists()), "")
 NSS = next((path for path in NSS_MODULES if Path(path).exists()), "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.admin.hsms import Hsms, make_hsms
-from xksfast.admin.partition_advice import Verdict, advise, free_sessions, worst
+from xksfast.admin.partitions.advice import Verdict, advise, free_sessions, worst
 from xksfast.config import Partition
 from xksfast.native.partition import NOT_TOLD, Latency, Measured, Throughput, TokenInfo
 

@@ -102,7 +102,27 @@ def test_teardown_tells_the_steps_in_their_order(state: State) -> None:
     commands = [obstacle.command for obstacle in teardown.obstacles(state, "payments")]
     assert [command.split()[1:3] for command in commands] == [
         ["key", "schedule-deletion"], ["key", "disable"], ["key", "delete"], ["store", "disconnect"], ["store", "delete"],
+        ["store", "delete"],
     ]  # fmt: skip
+    assert [command.endswith(" --aws") for command in commands[-2:]] == [True, False]
+
+
+def test_teardown_names_what_is_left_only(state: State) -> None:
+    with_key(state, external_key_id="mail")
+    link = StoreLink(connection="c", custom_key_store_id="cks-1", custom_key_store_name="p", connection_state="GONE")
+    commit(state, stores.set_link(state, "payments", link))
+    for name, found in (("orders", "PendingDeletion"), ("mail", "GONE")):
+        followed = replace(state.keys[f"payments/{name}"], link=KeyLink(key_arn="arn", key_state=found))
+        commit(state, keys.follow(state, "payments", name, followed))
+    commit(state, keys.set_enabled(state, "payments", "orders", False))
+    steps = teardown.obstacles(state, "payments")
+    assert [(step.command, step.count, step.waits) for step in steps] == [
+        ("xksfast store sync payments", 1, True),  # AWS lets nobody shorten its 7 days
+        ("xksfast key disable payments mail", 1, False),
+        ("xksfast key delete payments --all", 2, False),
+        ("xksfast store delete payments --aws", 1, False),  # nothing to disconnect any more
+        ("xksfast store delete payments", 1, False),
+    ]
 
 
 @pytest.mark.parametrize(("state_in_aws", "goes"), [("Enabled", False), ("PendingDeletion", True), ("GONE", True)])

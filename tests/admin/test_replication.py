@@ -17,11 +17,11 @@ import pytest
 from tests.admin.hsms import Hsms, make_hsms
 from tests.setups import Faults, toml
 from xksfast.admin.key_creation import create_token_keys
-from xksfast.admin.keytool import KeyToolAnswer
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target, take_all
-from xksfast.admin.replica import PENDING, Replica, verify
-from xksfast.admin.replication import KeyReport, Replicator, Rights
-from xksfast.admin.transport import make_transport_key
+from xksfast.admin.partitions.keytool import KeyToolAnswer
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.replica import PENDING, Replica, verify
+from xksfast.admin.partitions.replication import KeyReport, Replicator, Rights
+from xksfast.admin.partitions.transport import make_transport_key
 from xksfast.config import load_config
 from xksfast.native.partition import KeyTemplate
 from xksfast.state.store_file import load_store_file
@@ -33,16 +33,27 @@ LOCKED = {"sensitive", "private", "encrypt", "decrypt"}
 BLOCK = bytes(range(32)).hex()
 
 
-@pytest.fixture
-def hsms(tmp_path: Path) -> Hsms:
-    return make_hsms(tmp_path)
+@pytest.fixture(scope="module")
+def new_hsms(tmp_path_factory: pytest.TempPathFactory) -> Hsms:
+    return make_hsms(tmp_path_factory.mktemp("new"))
 
 
-@pytest.fixture
-def ready(hsms: Hsms) -> Hsms:
-    """With a transport key on both."""
+@pytest.fixture(scope="module")
+def ready_hsms(tmp_path_factory: pytest.TempPathFactory, new_hsms: Hsms) -> Hsms:
+    hsms = make_hsms(tmp_path_factory.mktemp("ready"), new_hsms)
     hsms.run("replicate", "main", "--make-transport-key")
     return hsms
+
+
+@pytest.fixture
+def hsms(tmp_path: Path, new_hsms: Hsms) -> Hsms:
+    return make_hsms(tmp_path, new_hsms)
+
+
+@pytest.fixture
+def ready(tmp_path: Path, ready_hsms: Hsms) -> Hsms:
+    """With a transport key on both."""
+    return make_hsms(tmp_path, ready_hsms)
 
 
 @contextmanager

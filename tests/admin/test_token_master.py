@@ -11,7 +11,7 @@ import pytest
 
 from tests.admin.hsms import PIN, Hsms, make_hsms
 from tests.native.test_seal import bytes_of
-from xksfast.admin.partition_link import PartitionFailure
+from xksfast.admin.partitions.link import PartitionFailure
 from xksfast.admin.token_master import TokenMasterKey
 from xksfast.config import load_config
 from xksfast.errors import OperatorError

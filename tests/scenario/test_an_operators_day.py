@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from bench.postgres import PostgresServer
 from tests.fake_kms import FakeKms, Host
 from tests.fix_aws import ENDPOINT, HOST
-from tests.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, Traffic, deployment
 from tests.servers import wait_until
 from xksfast.admin.aws.kms import KmsConnection

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.postgres import PostgresServer
+from bench.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, deployment
 from tests.servers import wait_until
 

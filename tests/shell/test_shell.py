@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
 import stat
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,11 @@ from typing import Any
 import pytest
 
 from tests.admin.api.rig import Rig
-from tests.servers import free_port
+from tests.admin.api.test_use import encrypted, report
+from tests.servers import free_port, wait_until
 from xksfast import cli
+from xksfast.admin.schedule import WARN_INVOCATIONS
+from xksfast.state.projection import State
 
 DONE, FAILED, USAGE, REFUSED, IN_PART = range(5)
 LOCAL = ("--region", "us-east-1", "--key-source", "local")
@@ -224,6 +231,105 @@ def test_many_keys_are_blocked_and_the_absent_one_is_named(xksfast: Xksfast, sto
     assert xksfast("key", "list", store, "--json").json == []
 
 
+def test_deleting_many_goes_on_after_a_refusal_and_names_it(xksfast: Xksfast, store: str) -> None:
+    for key in ("used", "idle", "spare"):
+        xksfast("key", "create", store, key)
+    xksfast("key", "disable", store, "idle", "spare")
+    ran = xksfast("key", "delete", store, "used", "idle", "spare")
+    assert (ran.code, ran.out) == (IN_PART, "delete: 2 of 3 done\n")
+    assert re.search(r"^xksfast: used: .*\[key-in-use\]$", ran.err, flags=re.M)
+    assert [key["external_key_id"] for key in xksfast("key", "list", store, "--json").json] == ["used"]
+    none = xksfast("key", "delete", store, "used", "absent")
+    assert (none.code, none.out) == (REFUSED, "delete: 0 of 2 done\n")
+
+
+@contextmanager
+def database_held(rig: Rig, when: Callable[[State], bool]) -> Iterator[None]:
+    """Another process writes to the database, and does not end, as soon as the state is so."""
+    other = sqlite3.connect(rig.directory / "xksfast.db", isolation_level=None, timeout=20, check_same_thread=False)
+
+    def hold() -> None:
+        wait_until(lambda: rig.read(when), "the state in which the database is to be held", 20)
+        other.execute("BEGIN IMMEDIATE")
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        yield
+    finally:
+        holding.join()
+        other.close()
+
+
+def test_a_bulk_that_cannot_go_on_says_how_far_it_came(rig: Rig, xksfast: Xksfast, store: str) -> None:
+    keys = [f"k{number}" for number in range(40)]
+    with rig.client() as admin:
+        for key in keys:
+            admin.post(f"/v1/stores/{store}/keys", json={"external_key_id": key})
+
+    def disabled(state: State) -> int:
+        return sum(not key.enabled for key in state.keys_of(store).values())
+
+    with database_held(rig, lambda state: disabled(state) >= 2):
+        ran = xksfast("key", "disable", store, "--all", "--json")
+    done = rig.read(disabled)
+    assert 2 <= done < len(keys)
+    assert (ran.code, ran.out) == (IN_PART, "")
+    assert f"disable: stopped after {done} of {len(keys)}: " in ran.err
+    assert "is locked" in ran.err
+    assert "Repeat it" in ran.err
+    again = xksfast("key", "disable", store, "--all", "--json")
+    assert (again.code, rig.read(disabled)) == (DONE, len(keys))
+    assert {each["problem"] for each in again.json} == {""}
+
+
+def test_deletions_that_cannot_go_on_say_how_far_they_came(rig: Rig, xksfast: Xksfast) -> None:
+    stores = [f"going-{number}" for number in range(8)]
+    for name in stores:
+        assert xksfast("store", "create", name, "--uri-path-prefix", f"/{name}", *LOCAL).code == DONE
+
+    def left(state: State) -> int:
+        return sum(name in state.key_stores for name in stores)
+
+    with database_held(rig, lambda state: left(state) < len(stores)):
+        ran = xksfast("store", "delete", *stores)
+    done = len(stores) - rig.read(left)
+    assert 1 <= done < len(stores)
+    assert (ran.code, ran.out) == (IN_PART, "")
+    assert f"delete: stopped after {done} of {len(stores)}: " in ran.err
+
+
+DESTRUCTIVE = [
+    ["store", "delete", "bare"],
+    ["store", "delete", "{store}"],  # it has keys: refused, and so says the dry run
+    ["key", "delete", "{store}", "idle"],
+    ["key", "delete", "{store}", "idle", "used"],
+    ["key", "delete", "{store}", "--all"],
+    ["credential", "remove", "{store}", "{credential}"],
+    ["operator", "delete", "auditor"],
+    ["aws", "delete", "unused"],
+]
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(rig: Rig, xksfast: Xksfast, store: str) -> None:
+    first = xksfast("credential", "list", store, "--json").json[0]["access_key_id"]
+    xksfast("credential", "rotate", store, "--json")
+    for key in ("used", "idle"):
+        xksfast("key", "create", store, key)
+    xksfast("key", "disable", store, "idle")
+    xksfast("store", "create", "bare", "--uri-path-prefix", "/bare", *LOCAL)
+    xksfast("aws", "create", "unused", "--account", "1" * 12, "--region", "us-east-1")
+    before = rig.read(lambda state: (state.seq, state.head))
+    codes = []
+    for command in DESTRUCTIVE:
+        ran = xksfast(*(word.format(store=store, credential=first) for word in command), "--dry-run")
+        codes.append(ran.code)
+        assert ("would " in ran.out) == (ran.code in (DONE, IN_PART)), (command, ran)
+        assert ("key-in-use" in ran.err or "store-has-keys" in ran.err) == (ran.code != DONE), (command, ran)
+        assert rig.read(lambda state: (state.seq, state.head)) == before, command
+    assert codes == [DONE, REFUSED, DONE, IN_PART, IN_PART, DONE, DONE, DONE]
+
+
 # --- secrets in files
 
 
@@ -269,6 +375,24 @@ def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Xksfast, st
         assert "\x1b[" not in ran.out, arguments
     assert "orders" in xksfast("key", "list", store).out
     assert store in xksfast("store", "list", "--name-prefix", store).out
+
+
+def test_people_are_told_where_they_look_when_a_rotation_is_due(rig: Rig, xksfast: Xksfast, store: str) -> None:
+    for key in ("worn", "fresh"):
+        xksfast("key", "create", store, key)
+    report(rig, encrypted(store, WARN_INVOCATIONS + 1, key="worn"))
+    hint = f"rotate the key: version 1 has encrypted 1,073,741,825 times, 25% of the 2\\^32 that .*: xksfast key rotate {store} worn"
+    for arguments in (["key", "list", store], ["key", "show", store, "worn"], ["key", "versions", store, "worn"]):
+        ran = xksfast(*arguments)
+        assert re.fullmatch(f"xksfast: {store}/worn: {hint}\n", ran.err), (arguments, ran.err)
+        in_json = xksfast(*arguments, "--json")
+        assert in_json.err == ""
+        found = in_json.json if isinstance(in_json.json, list) else [in_json.json]
+        assert [bool(re.fullmatch(hint, each["hint"])) for each in found] == [bool(each["encryptions"]) for each in found]
+    assert "1,073,741,825" in xksfast("key", "versions", store, "worn").out
+    assert "never" in xksfast("credential", "list", store).out
+    xksfast("key", "rotate", store, "worn")
+    assert xksfast("key", "show", store, "worn").err == ""
 
 
 def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: Xksfast, store: str) -> None:

@@ -11,7 +11,17 @@ import sys
 import pytest
 
 from tests.admin.api.rig import Rig
+from tests.admin.api.test_keys import new_key
 from tests.admin.api.test_stores import new_store
+
+
+def reaching(rig: Rig) -> dict[str, str]:
+    """The environment of a command."""
+    return {
+        "XKSFAST_ADMIN_URL": rig.url,
+        "XKSFAST_ADMIN_TOKEN": rig.tokens["admin"],
+        "XKSFAST_ADMIN_CA": str(rig.ca_file),
+    }
 
 
 def at_a_terminal(rig: Rig, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
@@ -22,9 +32,7 @@ def at_a_terminal(rig: Rig, *arguments: str, typed: str = "", **environment: str
         env={
             **os.environ,
             "TERM": "xterm-256color",
-            "XKSFAST_ADMIN_URL": rig.url,
-            "XKSFAST_ADMIN_TOKEN": rig.tokens["admin"],
-            "XKSFAST_ADMIN_CA": str(rig.ca_file),
+            **reaching(rig),
             **environment,
         },
         stdin=theirs,
@@ -55,6 +63,33 @@ def test_a_deletion_is_asked_about_and_a_block_is_not(rig: Rig) -> None:
         code, text = at_a_terminal(rig, "store", "delete", "asked", typed="y\n")
         assert code == 0
         assert admin.get("/v1/stores/asked").status_code == 404
+
+
+BAR = "━"
+
+
+def test_work_of_more_than_a_second_shows_how_far_it_is(rig: Rig) -> None:
+    with rig.client() as admin:
+        new_store(admin, "slow")
+        for number in range(4):
+            new_key(admin, "slow", f"k{number}")
+    rig.other_nodes.says, rig.other_nodes.takes_s = {"n2": ""}, 0.4
+    try:
+        code, text = at_a_terminal(rig, "key", "block", "slow", "--all")
+        piped = subprocess.run(
+            [sys.executable, "-m", "xksfast", "key", "block", "slow", "--all"],
+            env={**os.environ, **reaching(rig)}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        rig.other_nodes.says, rig.other_nodes.takes_s = {}, 0.0
+    assert code == 0
+    shown = {int(found) for found in re.findall(r"(\d+)%", text)}
+    assert BAR in text
+    assert any(0 < percent < 100 for percent in shown), text
+    assert "block: 4 of 4 done" in text
+    assert (piped.stdout, piped.stderr) == ("block: 4 of 4 done\n", "")
+    # Quick work shows none; a machine may stand still for a second, but not twice.
+    assert any(BAR not in at_a_terminal(rig, "key", "unblock", "slow", "k0", "k1")[1] for _ in range(2))
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from bench.requests import Target, encrypt_document
 from tests.client import Client
-from tests.servers import running_dev
+from tests.servers import running_dev, wait_until
 from xksfast import cli
 
 Run = Callable[..., Any]
@@ -77,6 +80,34 @@ def test_what_the_shell_says_is_what_the_proxy_does(ready: dict[str, Any], run: 
     assert encrypt(newer_client) == (200, "")
     client.close()
     newer_client.close()
+
+
+def test_what_was_used_is_shown_where_operators_look(ready: dict[str, Any], run: Run) -> None:
+    made = run("store", "create", "used", "--uri-path-prefix", "/used", "--region", "us-east-1", "--key-source", "local")
+    run("key", "create", "used", "orders")
+    first = made["credential"]
+    (unused,) = run("credential", "list", "used")
+    assert unused["last_used_at"] is None
+    assert run("key", "show", "used", "orders")["encryptions"] == 0
+    target = Target(ready["url"], "/used", "us-east-1", first["access_key_id"], first["secret_access_key"])
+    began = int(time.time())
+    with closing(Client({**ready, "keys": {"default": "orders"}}, target)) as client:
+        for _ in range(7):
+            assert client.call("encrypt").status == 200
+        run("key", "rotate", "used", "orders")
+        sealed = [client.call("encrypt").document for _ in range(3)]
+        assert client.call("decrypt", client.decrypt_document(sealed[0])).status == 200  # which counts for nothing
+    second = run("credential", "rotate", "used")["access_key_id"]
+
+    def counted() -> bool:
+        return [each["encryptions"] for each in run("key", "versions", "used", "orders")] == [7, 3]
+
+    wait_until(counted, "all encryptions are counted", 20)
+    assert run("key", "show", "used", "orders")["encryptions"] == 3
+    listed = {each["access_key_id"]: each["last_used_at"] for each in run("credential", "list", "used")}
+    at = datetime.datetime.fromisoformat(listed[first["access_key_id"]])
+    assert began <= at.timestamp() <= time.time()
+    assert listed[second] is None
 
 
 def test_apply_serves_what_the_file_says(ready: dict[str, Any], run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.postgres import PostgresServer
+from bench.postgres import PostgresServer
 from tests.servers import wait_until
 from tests.state.making import (
     ALICE,

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from sqlalchemy import event, text
 
-from tests.postgres import PASSWORD, PostgresServer
+from bench.postgres import PASSWORD, PostgresServer
 from tests.servers import wait_until
 from tests.state.making import ALICE, NOW_MS, a_key, a_store, created, opened, put, write
 from xksfast.state.chain import verify

@@ -16,10 +16,10 @@ from contextlib import ExitStack
 
 import msgspec
 
-from xksfast.admin.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
-from xksfast.admin.partition_link import PartitionLink, partition_target, take_all
-from xksfast.admin.replica import Replica
-from xksfast.admin.replication import Replicator, Rights
+from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partitions.link import PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.replica import Replica
+from xksfast.admin.partitions.replication import Replicator, Rights
 from xksfast.config import Config
 from xksfast.state.local_keys import LocalKeyFiles
 from xksfast.state.store_file import StoreFile

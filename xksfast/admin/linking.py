@@ -29,10 +29,11 @@ from xksfast.admin.aws.sync import (
     uri_path,
 )
 from xksfast.admin.plans import keys, stores
+from xksfast.admin.plans.credentials import newest as newest_credential
 from xksfast.admin.refusals import Refused
 from xksfast.admin.requests import KeyLinkRequest, StoreLinkRequest
 from xksfast.admin.service import Service
-from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore
+from xksfast.state.objects import AwsConnection, Key, KeyStore
 from xksfast.state.store import Plan
 
 Answer = TypeVar("Answer")
@@ -59,7 +60,7 @@ class Linking:
         credentials = self._service.credentials_of(name)
         made = request.custom_key_store_id
         if not made:
-            newest = _newest(credentials)
+            newest = newest_credential(credentials)
             secret = self._service.reveal(newest)
             made = await _in_thread(
                 lambda: kms.create_store(
@@ -123,7 +124,7 @@ class Linking:
             "vpc_endpoint_service_name": store.vpc_endpoint_service_name or None,
         }
         changes: dict[str, Any] = {field: value for field, value in wanted.items() if value and getattr(seen, field) != value}
-        newest = _newest(self._service.credentials_of(name))
+        newest = newest_credential(self._service.credentials_of(name))
         if seen.access_key_id != newest.access_key_id:
             changes["credential"] = ProxyCredential(newest.access_key_id, self._service.reveal(newest))
         if changes:
@@ -275,10 +276,6 @@ def _or_none(call: Callable[[], Answer]) -> Answer | None:
 
 async def _in_thread(call: Callable[[], Answer]) -> Answer:
     return await asyncio.to_thread(call)
-
-
-def _newest(credentials: list[Credential]) -> Credential:
-    return max(credentials, key=lambda credential: (not credential.superseded_at, credential.created_at))
 
 
 def _now() -> int:

@@ -270,6 +270,7 @@ class Node:
                 service=self.service,
                 linking=await self._linking(),
                 blocks=self.blocks,
+                usage=self.usage,
                 store=self._store,
                 run=self._run,
                 database=lambda: self._database,

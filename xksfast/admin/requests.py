@@ -17,6 +17,8 @@ Usage = Literal["ENCRYPT", "DECRYPT"]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=f"^{rules.NAME_PATTERN}$")]
 Tags = Annotated[dict[str, str], Field(max_length=rules.MAX_TAGS)]
 Text = Annotated[str, Field(max_length=1024)]
+SnippetFormat = Literal["aws-cli", "terraform", "cloudformation"]
+ExternalKeyIds = Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=500)]
 Days = Annotated[int, Field(ge=0, le=3650)]
 
 
@@ -144,6 +146,19 @@ class KeyLinkRequest(Request):
 
     key_arn: str = Field("", max_length=2048, description="Of a KMS key that exists already.")
     policy: str = Field("", max_length=32768)
+
+
+class SnippetRequest(Request):
+    """What builds the AWS side of a key store."""
+
+    format: SnippetFormat = "aws-cli"
+    keys: ExternalKeyIds = Field((), description="External key ids; absent: all that are not linked.")
+    custom_key_store_name: str = Field(
+        "", max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$", description="Absent: the store's own name."
+    )
+    connectivity: Literal["PUBLIC_ENDPOINT", "VPC_ENDPOINT_SERVICE"] | None = Field(
+        None, description="As if the store had this connectivity; absent: its own."
+    )
 
 
 class BulkRequest(Request):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from xksfast.admin.api.app import prepared_app
 from xksfast.admin.api.log_reads import LogReads
@@ -18,6 +19,7 @@ from xksfast.admin.linking import Linking
 from xksfast.admin.peers import is_authentic
 from xksfast.admin.service import Service
 from xksfast.admin.state_thread import StateThread
+from xksfast.admin.usage import Usage
 from xksfast.config import Admin, Config
 from xksfast.log import Log
 from xksfast.state.chain import CHECKPOINT_LABEL
@@ -34,6 +36,7 @@ async def serve_rest(
     service: Service,
     linking: Linking,
     blocks: Blocks,
+    usage: Usage,
     store: StateStore,
     run: StateThread,
     database: Callable[[], Database],
@@ -55,8 +58,10 @@ async def serve_rest(
         events=reads.events,
         nodes=reads.nodes,
         verify_log=reads.verify,
+        used=lambda name: usage.of_store(database(), name),
         replays=Replays(DatabaseShelf(database, run), Box(lambda label, data: sealer().mac(label, data))),
         log=log,
+        certificate=Path(config.proxy.tls.certificate) if config.proxy.tls is not None else None,
         peers=PeerDoor(lambda stamp, mac, body: is_authentic(sealer(), stamp, mac, body, int(time.time())), blocks.enforce),
         linking=linking,
     )

@@ -53,3 +53,15 @@ def invocation_level(encryptions: int) -> Level:
     if encryptions >= URGENT_INVOCATIONS:
         return "urgent"
     return "warn" if encryptions >= WARN_INVOCATIONS else "ok"
+
+
+def rotation_hint(store: str, external_key_id: str, version: int, encryptions: int) -> str:
+    """What to do about a version that still encrypts, in words; "": nothing."""
+    level = invocation_level(encryptions)
+    if level == "ok":
+        return ""
+    when = {"warn": "", "urgent": " soon", "over": " now"}[level]
+    return (
+        f"rotate the key{when}: version {version} has encrypted {encryptions:,} times, {100 * encryptions // MAX_INVOCATIONS}% of "
+        f"the 2^32 that NIST SP 800-38D allows one AES-GCM key with random IVs: xksfast key rotate {store} {external_key_id}"
+    )

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from xksfast.admin.key_creation import make_token_keys
-from xksfast.admin.keytool import KeyRequest
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.keytool import KeyRequest
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target, take_all
 from xksfast.admin.refusals import Refused
 from xksfast.config import Config
 

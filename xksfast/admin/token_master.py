@@ -8,8 +8,8 @@ is a pin_file or a pin_env.
 
 from __future__ import annotations
 
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target
-from xksfast.admin.partition_tool import PartitionTarget
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target
+from xksfast.admin.partitions.tool import PartitionTarget
 from xksfast.config import Config
 from xksfast.native.crypto import Secret, SecretPages
 from xksfast.native.partition import KeyTemplate

@@ -60,17 +60,21 @@ def _show_issued(shell: Shell, store: str, issued: dict[str, Any], out: Path | N
 
 @command(app, "list")
 def list_credentials(shell: Shell, store: StoreName) -> None:
-    """List the credentials of a key store, without their secrets."""
+    """List the credentials of a key store, without their secrets.
+
+    Workers report every 5 seconds when a credential signed a request that was accepted, so the last use lags by some.
+    """
     found = sorted(shell.api.items(_path(store)), key=lambda each: each["created_at"])
     rows = [
         (
             each["access_key_id"],
             session.moment(each["created_at"]),
+            each["last_used_at"] or "never",
             "current" if not each["superseded_at"] else f"superseded {session.moment(each['superseded_at'])}",
         )
         for each in found
     ]
-    shell.show(found, session.table("access key id", "created", "", rows=rows, none="no credentials"))
+    shell.show(found, session.table("access key id", "created", "last used", "", rows=rows, none="no credentials"))
 
 
 @command(app, "remove")

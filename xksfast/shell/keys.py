@@ -85,24 +85,44 @@ def list_keys(
         )()  # fmt: skip
 
     shell.show(found, rows)
+    for each in found:
+        _say_hint(shell, f"{store}/{each['external_key_id']}", each["hint"])
 
 
 @command(app, "show")
 def show(shell: Shell, store: StoreName, key: KeyName) -> None:
-    """Show a key."""
+    """Show a key, and how often its current version has encrypted.
+
+    Workers report every 5 seconds, so the number lags by some. No IV depends on it: it says when a rotation is due, long before
+    the end.
+    """
     found = shell.api.get(_path(store, key))
-    shell.show(found, session.facts(found))
+    shell.show(found, session.facts(found, leave_out=("hint",)))
+    _say_hint(shell, f"{store}/{key}", found["hint"])
 
 
 @command(app, "versions")
 def versions(shell: Shell, store: StoreName, key: KeyName) -> None:
-    """List the versions of a key: the current one encrypts, all decrypt."""
+    """List the versions of a key: the current one encrypts, all decrypt.
+
+    Encryptions are counted on all nodes, and lag by the 5 seconds in which workers report. No IV depends on them: they say when
+    a rotation is due, long before the end.
+    """
     found = shell.api.get(_path(store, key, "versions"))["items"]
     rows = [
-        (each["number"], each["label"], session.moment(each["created_at"]), "current" if each["current"] else "")
+        (
+            each["number"],
+            each["label"],
+            session.moment(each["created_at"]),
+            f"{each['encryptions']:,}",
+            "current" if each["current"] else "",
+        )
         for each in found
     ]
-    shell.show(found, session.table("version", "source key", "created", "", right=("version",), rows=rows, none="none"))
+    columns = ("version", "source key", "created", "encryptions", "")
+    shell.show(found, session.table(*columns, right=("version", "encryptions"), rows=rows, none="none"))
+    for each in found:
+        _say_hint(shell, f"{store}/{key}", each["hint"])
 
 
 @command(app, "update")
@@ -204,6 +224,12 @@ def schedule_deletion(
 def cancel_deletion(shell: Shell, store: StoreName, key: KeyName) -> None:
     """Cancel the scheduled deletion of the KMS key, which is disabled afterwards."""
     _tell_link(shell, shell.api.post(_path(store, key, "cancel-deletion")))
+
+
+def _say_hint(shell: Shell, key: str, hint: str) -> None:
+    """Not with --json, where it stands in the document."""
+    if hint and not shell.json:
+        shell.say(f"{key}: {hint}")
 
 
 def _tell_link(shell: Shell, found: dict[str, Any]) -> None:

@@ -30,32 +30,54 @@ def chosen(shell: Shell, names: list[str] | None, everything: bool, where: tuple
 def bulk(shell: Shell, action: str, field: str, names: Sequence[str], reason: str) -> None:
     """field: "stores" or "keys", whose names are "store/key" here. Ends the command."""
     results: list[dict[str, Any]] = []
+    reached = 0
     with shell.progress(action, len(names)) as step:
         for start in range(0, len(names), PIECE):
             piece = list(names[start : start + PIECE])
             body = {"action": action, field: piece, "reason": reason}
+            ended = False
             for line in shell.api.lines("/v1/bulk", body):
                 match line["event"]:
                     case "progress":
-                        step(start + line["done"], len(names))
+                        reached = start + line["done"]
+                        step(reached, len(names))
                     case "result":
                         results.append({"name": line["name"], "problem": line["problem"]})
                     case "failed":
-                        raise failure(line)
+                        raise _stopped(shell, action, failure(line), results, reached, len(names))
+                    case "end":
+                        ended = True
+            if not ended:
+                raise RequestFailed(f"{action}: the answer broke off: repeat it, what is so already stays so")
     _finish(shell, action, results)
+
+
+def _stopped(
+    shell: Shell, action: str, found: RequestFailed, results: list[dict[str, Any]], reached: int, total: int
+) -> RequestFailed:
+    """What cannot be gone on after, such as a database that is away. Exit code 4 when some were reached before it."""
+    for result in results:
+        if result["problem"]:
+            shell.say(f"{result['name']}: {result['problem']}")
+    found.args = (f"{action}: stopped after {reached} of {total}: {found}. Repeat it: what is so already stays so",)
+    if reached:
+        found.exit_code = IN_PART
+    return found
 
 
 def each(shell: Shell, action: str, names: Sequence[str], do: Callable[[str], Any]) -> None:
     """One request for each; goes on after a refusal. Ends the command."""
-    results = []
+    results: list[dict[str, Any]] = []
     with shell.progress(action, len(names)) as step:
         for number, name in enumerate(names, 1):
             problem, would = "", None
             try:
                 would = do(name)
             except RequestFailed as refusal:
-                if refusal.exit_code != REFUSED or len(names) == 1:
+                if len(names) == 1:
                     raise
+                if refusal.exit_code != REFUSED:
+                    raise _stopped(shell, action, refusal, results, number - 1, len(names)) from None
                 problem = str(refusal)
             results.append({"name": name, "problem": problem, **({"would": would["would"]} if would else {})})
             step(number, None)

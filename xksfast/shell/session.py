@@ -187,8 +187,10 @@ def given(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
-def table(*columns: str, right: Sequence[str] = (), rows: Sequence[Sequence[Any]], none: str) -> Callable[[], Any]:
-    """For Shell.show. none: what to say instead of an empty table."""
+def table(
+    *columns: str, right: Sequence[str] = (), rows: Sequence[Sequence[Any]], none: str, fold: bool = False
+) -> Callable[[], Any]:
+    """For Shell.show. none: what to say instead of an empty table. fold: the last column is prose, over several lines."""
 
     def made() -> Any:
         from rich.table import Table
@@ -197,8 +199,9 @@ def table(*columns: str, right: Sequence[str] = (), rows: Sequence[Sequence[Any]
         if not rows:
             return Text(none, style="dim")
         drawn = Table(box=None, padding=(0, 1), header_style="dim")
-        for column in columns:
-            drawn.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        for number, column in enumerate(columns, 1):
+            prose = fold and number == len(columns)
+            drawn.add_column(column, justify="right" if column in right else "left", no_wrap=not prose)
         for row in rows:
             drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
         return drawn

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, case, delete
+from sqlalchemy import Connection, Table, case, delete
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from xksfast.messages import CredentialUse, KeyUse
@@ -63,15 +63,16 @@ class Database:
         """The whole state, as it was at one moment. StateTooNew, StateCorrupt when an object cannot be read."""
         with self.reading() as connection, _without_garbage_collection():
             seq, head = rows.head(connection)
-            objects = [(self._decoded(row), row.seq) for row in rows.stream(connection, schema.objects, "made_seq")]
+            stored = rows.stream(connection, schema.objects, "made_seq")
+            objects = [(self._decoded(row.kind, row.id, row.body), row.seq) for row in stored]
         return Loaded(objects, seq, head)
 
-    def _decoded(self, row: Row[Any]) -> Stored:
+    def _decoded(self, kind: str, id_: str, body: str) -> Stored:
         try:
-            return decode_object(row.kind, row.body.encode())
+            return decode_object(kind, body)
         except (KeyError, ValueError) as error:
             raise StateTooNew(
-                f"{self.description}: {row.kind} {row.id!r} cannot be read ({error}): a newer xksfast wrote it, or it was changed by "
+                f"{self.description}: {kind} {id_!r} cannot be read ({error}): a newer xksfast wrote it, or it was changed by "
                 "hand. Update this node; `xksfast audit verify` tells which it is"
             ) from None
 

@@ -72,8 +72,8 @@ def encode_object(value: Stored) -> bytes:
     return _encoder.encode(value)
 
 
-def decode_object(kind: str, body: bytes) -> Stored:
-    """From encode_object's bytes."""
+def decode_object(kind: str, body: bytes | str) -> Stored:
+    """From encode_object's bytes, or the text that they are."""
     return _decoders[kind].decode(body)
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select
@@ -155,12 +156,12 @@ def values_of(record: Any) -> Mapping[str, Any]:
 def all_of(connection: Connection, table: Table, record: type[Record]) -> list[Record]:
     """Every row as a record, in the order of the primary key."""
     order = [column.name for column in table.primary_key]
-    return [_record(row, record) for row in stream(connection, table, *order)]
+    return _records(stream(connection, table, *order), table, record)
 
 
 def some_of(connection: Connection, table: Table, record: type[Record], where: ColumnElement[bool]) -> list[Record]:
     """The rows that fulfil a condition."""
-    return [_record(row, record) for row in connection.execute(select(table).where(where)).all()]
+    return _records(connection.execute(select(table).where(where)).all(), table, record)
 
 
 def use(connection: Connection) -> Use:
@@ -176,10 +177,8 @@ def use(connection: Connection) -> Use:
     return Use(keys, credentials)
 
 
-def _record(row: Row[Any], record: type[Record]) -> Record:
-    mapping = row._mapping
-    return record(**{field.name: _plain(mapping[field.name]) for field in fields(record)})  # type: ignore[arg-type]
-
-
-def _plain(value: Any) -> Any:
-    return bytes(value) if isinstance(value, memoryview) else value
+def _records(rows: Iterable[Row[Any]], table: Table, record: type[Record]) -> list[Record]:
+    """There may be a hundred thousand of them: by position, which costs a fifth of by name."""
+    columns = [column.name for column in table.columns]
+    pick = itemgetter(*(columns.index(field.name) for field in fields(record)))  # type: ignore[arg-type]
+    return [record(*pick(row)) for row in rows]

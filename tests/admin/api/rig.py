@@ -29,6 +29,7 @@ from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused
 from xksfast.admin.service import Service
 from xksfast.admin.state_thread import StateThread
+from xksfast.admin.usage import Usage
 from xksfast.config import Config, PartitionGroup
 from xksfast.config import State as StateConfig
 from xksfast.errors import OperatorError
@@ -71,10 +72,11 @@ class Tokens:
 
 
 class OtherNodes:
-    """Nodes that share the state, by what they say when they are told of a block; "" confirms."""
+    """Nodes that share the state, by what they say when they are told of a block; "" confirms. takes_s: how long that takes them."""
 
     def __init__(self) -> None:
         self.says: dict[str, str] = {}
+        self.takes_s = 0.0
 
     def names(self) -> list[str]:
         """See Peers."""
@@ -82,6 +84,7 @@ class OtherNodes:
 
     async def tell_block(self, node: str, block: object) -> None:
         """See Peers."""
+        await asyncio.sleep(self.takes_s)
         if self.says[node]:
             raise OperatorError(self.says[node])
 
@@ -130,7 +133,8 @@ class Rig:
         await self._run(self.store.open)
         self._secrets = SecretRows(self.database, self.sealer)
         builder = DeltaBuilder(self._secrets, lambda problem: None)
-        self._publisher = Publisher(builder, log, lambda report: None)
+        self.usage = Usage(self._run, log)
+        self._publisher = Publisher(builder, log, self.usage.add)
         self.blocks = Blocks(
             node=NODE,
             journal=BlockJournal(self.directory / "node"),
@@ -167,6 +171,7 @@ class Rig:
             events=reads.events,
             nodes=reads.nodes,
             verify_log=reads.verify,
+            used=lambda name: self.usage.of_store(self.database, name),
             replays=Replays(DatabaseShelf(lambda: self.database, self._run), Box(self.sealer.mac)),
             log=log,
             peers=PeerDoor(

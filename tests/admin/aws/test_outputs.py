@@ -21,7 +21,7 @@ from xksfast.admin.aws.kms import KmsConnection
 from xksfast.admin.aws.outputs import Output, aws_cli, cloudformation, credentials_file, terraform
 from xksfast.admin.aws.results import ProxyCredential
 from xksfast.errors import OperatorError
-from xksfast.state.objects import Key, KeyStore, KeyVersion
+from xksfast.state.objects import Key, KeyStore, KeyVersion, StoreLink
 
 SECRET = "topsecret/topsecret+topsecret/topsecret+topse="
 CREDENTIAL = ProxyCredential("A" * 20, SECRET)
@@ -103,6 +103,30 @@ def test_terraform_has_what_the_provider_needs(store: KeyStore) -> None:
     assert set(json.loads(content)) == set(re.findall(r'^variable "(\w+)"', text, flags=re.M))
     for variable in json.loads(content):
         assert f"= var.{variable}\n" in text
+
+
+@pytest.mark.parametrize("make", [aws_cli, terraform])
+def test_what_aws_would_refuse_is_said_first(make: Callable[..., Output]) -> None:
+    link = StoreLink(connection="c", custom_key_store_id="cks-1", custom_key_store_name="one")
+    store = msgspec.structs.replace(STORE, link=link, blocked=True)
+    text = make(
+        store,
+        CREDENTIAL,
+        [key("good"), key("off", enabled=False), key("stopped", blocked=True), key("half", usage=("ENCRYPT",))],
+    ).text
+    said = text.splitlines()[:5]
+    assert "one is linked to cks-1" in said[0]
+    assert "one is blocked" in said[1]
+    assert [line.split()[2] for line in said[2:]] == ["off", "stopped", "half"]
+    assert "AWS refuses another" not in make(STORE, CREDENTIAL, [key("good")]).text
+
+
+@pytest.mark.parametrize("store", [STORE, VPC_STORE])
+def test_terraform_stands_as_its_own_formatter_has_it(store: KeyStore) -> None:
+    (block,) = re.findall(
+        r'^resource "aws_kms_custom_key_store" "one" \{\n((?:  \S.*\n)+)', terraform(store, CREDENTIAL).text, flags=re.M
+    )
+    assert len({line.index("=") for line in block.splitlines()}) == 1
 
 
 def test_terraform_strings_hold_any_text() -> None:

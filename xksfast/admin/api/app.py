@@ -20,6 +20,7 @@ from xksfast._version import __version__
 from xksfast.admin.api import (
     apply,
     bulk,
+    by_hand,
     connections,
     credentials,
     events,
@@ -43,7 +44,7 @@ Every refusal is `application/problem+json`: `rule` is stable, `field` names the
 an `ETag`, and changes take `If-Match`. A POST that makes something takes an `Idempotency-Key`. Lists come in pages: `limit`,
 `cursor`, and a `Link` header. Answers that show a secret must not be kept by anything on their way: it is shown this once.
 """
-_NOUNS = (stores, credentials, keys, links, bulk, operators, connections, nodes, events, apply, peers)
+_NOUNS = (stores, credentials, keys, links, by_hand, bulk, operators, connections, nodes, events, apply, peers)
 _STREAMED = ("/v1/bulk", "/v1/apply")
 
 

@@ -49,8 +49,11 @@ async def list_credentials(
 ) -> Response:
     """By access key id."""
     found = parts.service.list_credentials(actor, store)
+    used = await parts.used(store)
     with parts.reading() as state:
-        return page(request, found, lambda each: each.access_key_id, lambda each: credential_view(state, each), limit, cursor)
+        return page(
+            request, found, lambda each: each.access_key_id, lambda each: credential_view(state, each, used), limit, cursor
+        )
 
 
 @router.delete(

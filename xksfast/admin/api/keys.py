@@ -25,6 +25,7 @@ from xksfast.admin.api.route import (
 )
 from xksfast.admin.api.views import ConfirmationView, KeyView, Page, VersionsView, confirmation_view, key_view, versions_view
 from xksfast.admin.requests import Block, KeyCreate, KeyRotate, KeyUpdate
+from xksfast.admin.usage import StoreUse
 from xksfast.state.objects import Key, key_id
 from xksfast.state.projection import State
 
@@ -36,7 +37,7 @@ async def create_key(store: str, request: KeyCreate, parts: PartsIn, actor: Acto
     """Its source key is made, brought to every partition and proven, unless `label` names one that is there."""
     once = once_for(asked, 201, _key_of(store, request.external_key_id))
     key = await parts.service.create_key(actor, store, request, once)
-    return _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
+    return await _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
 
 
 @router.get("", response_model=Page[KeyView], summary="List the keys of a key store", responses=documented(404))
@@ -61,20 +62,22 @@ async def list_keys(
         and blocked in (None, key.blocked)
         and linked in (None, key.link is not None)
     ]
+    used = await parts.used(store)
     with parts.reading() as state:
-        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key), limit, cursor)
+        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key, used), limit, cursor)
 
 
 @router.get("/{key}", response_model=KeyView, summary="Show a key", responses=documented(404))
 async def get_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """One key."""
-    return _shown(parts, parts.service.key(actor, store, key))
+    return await _shown(parts, parts.service.key(actor, store, key))
 
 
 @router.get("/{key}/versions", response_model=VersionsView, summary="List the versions of a key", responses=documented(404))
 async def list_versions(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Oldest first. The last one encrypts, all decrypt."""
-    return answer(versions_view(parts.service.key(actor, store, key)))
+    found = parts.service.key(actor, store, key)
+    return answer(versions_view(found, await parts.used(store)))
 
 
 @router.patch("/{key}", response_model=KeyView, summary="Change a key", responses=documented(404, 409, 412, 413))
@@ -82,7 +85,7 @@ async def update_key(
     store: str, key: str, request: KeyUpdate, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None
 ) -> Response:
     """What the request names; the rest stays."""
-    return _shown(parts, await parts.service.update_key(actor, store, key, request, revision_of(if_match)))
+    return await _shown(parts, await parts.service.update_key(actor, store, key, request, revision_of(if_match)))
 
 
 @router.delete(
@@ -118,19 +121,19 @@ async def rotate_key(
     """All former versions go on decrypting."""
     once = once_for(asked, 200, _key_of(store, key))
     revision = revision_of(if_match)
-    return _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision, once))
+    return await _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision, once))
 
 
 @router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409, 412))
 async def enable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS may use it again."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
+    return await _shown(parts, await parts.service.enable_key(actor, store, key, True, revision_of(if_match)))
 
 
 @router.post("/{key}/disable", response_model=KeyView, summary="Disable a key", responses=documented(404, 409, 412))
 async def disable_key(store: str, key: str, parts: PartsIn, actor: ActorIn, if_match: IfMatch = None) -> Response:
     """KMS is told that the key is disabled."""
-    return _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
+    return await _shown(parts, await parts.service.enable_key(actor, store, key, False, revision_of(if_match)))
 
 
 @router.post(
@@ -151,11 +154,12 @@ async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> R
 
 
 def _key_of(store: str, key: str) -> Callable[[State, Any], KeyView]:
-    """The view of a key in the state that a change leaves."""
-    return lambda state, _: key_view(state, state.keys[key_id(store, key)])
+    """The view of a key in the state that a change leaves; its newest version has encrypted nothing yet."""
+    return lambda state, _: key_view(state, state.keys[key_id(store, key)], StoreUse())
 
 
-def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:
+async def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:
+    used = await parts.used(key.store)
     with parts.reading() as state:
-        view = key_view(state, key)
+        view = key_view(state, key, used)
     return answer(view, status, revision=view.revision, headers={"Location": location} if location else None)

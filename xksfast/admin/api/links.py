@@ -179,8 +179,9 @@ async def find_unlinked(name: str, parts: PartsIn, actor: ActorIn) -> Response:
 async def link_found_keys(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Found by their external key ids."""
     found = await _linking(parts).link_found_keys(actor, store)
+    used = await parts.used(store)
     with parts.reading() as state:
-        return answer(LinkedKeys(items=[key_view(state, key) for key in found]))
+        return answer(LinkedKeys(items=[key_view(state, key, used) for key in found]))
 
 
 @router.post(
@@ -191,7 +192,7 @@ async def link_found_keys(store: str, parts: PartsIn, actor: ActorIn) -> Respons
 )
 async def link_key(store: str, key: str, parts: PartsIn, actor: ActorIn, request: KeyLinkRequest | None = None) -> Response:
     """Its store must be linked."""
-    return _key(parts, await _linking(parts).link_key(actor, store, key, request or KeyLinkRequest()))
+    return await _key(parts, await _linking(parts).link_key(actor, store, key, request or KeyLinkRequest()))
 
 
 @router.post(
@@ -202,7 +203,7 @@ async def link_key(store: str, key: str, parts: PartsIn, actor: ActorIn, request
 )
 async def sync_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Alias, description, tags and state follow AWS."""
-    return _key(parts, await _linking(parts).sync_key(actor, store, key))
+    return await _key(parts, await _linking(parts).sync_key(actor, store, key))
 
 
 @router.post(
@@ -216,7 +217,7 @@ async def schedule_deletion(
 ) -> Response:
     """In 7 to 30 days, until when it can be cancelled."""
     days = (request or ScheduleDeletion()).days
-    return _key(parts, await _linking(parts).schedule_deletion(actor, store, key, days))
+    return await _key(parts, await _linking(parts).schedule_deletion(actor, store, key, days))
 
 
 @router.post(
@@ -227,7 +228,7 @@ async def schedule_deletion(
 )
 async def cancel_deletion(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """The KMS key is disabled afterwards."""
-    return _key(parts, await _linking(parts).cancel_deletion(actor, store, key))
+    return await _key(parts, await _linking(parts).cancel_deletion(actor, store, key))
 
 
 # --- shared
@@ -245,9 +246,10 @@ def _store(parts: Parts, store: KeyStore) -> Response:
     return answer(view, revision=view.revision)
 
 
-def _key(parts: Parts, key: Key) -> Response:
+async def _key(parts: Parts, key: Key) -> Response:
+    used = await parts.used(key.store)
     with parts.reading() as state:
-        view = key_view(state, key)
+        view = key_view(state, key, used)
     return answer(view, revision=view.revision)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
@@ -15,6 +16,7 @@ from xksfast.admin.api.authentication import Authenticator, Failures
 from xksfast.admin.api.peers import PeerDoor
 from xksfast.admin.api.replays import Replays
 from xksfast.admin.service import Service
+from xksfast.admin.usage import StoreUse
 from xksfast.log import Log
 from xksfast.state.events import Event
 from xksfast.state.projection import State
@@ -71,7 +73,7 @@ class LogVerdict:
 class Parts:
     """reading: the state; nothing changes within the with block. groups: partition groups of the configuration.
 
-    peers, linking: None, there are none.
+    used: what of a key store was used. certificate: the file that AWS KMS is shown. peers, linking, certificate: None, there are none.
     Each function that is awaited may raise OperatorError, which is answered as 503.
     """
 
@@ -81,8 +83,10 @@ class Parts:
     events: Callable[[EventQuery], Awaitable[list[Event]]]
     nodes: Callable[[], Awaitable[list[NodeInfo]]]
     verify_log: Callable[[], Awaitable[LogVerdict]]
+    used: Callable[[str], Awaitable[StoreUse]]
     replays: Replays
     log: Log
+    certificate: Path | None = None
     peers: PeerDoor | None = None
     linking: Linking | None = None
     failures: Failures = field(default_factory=Failures)

@@ -1,26 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """How objects look in answers. What a client must not see (ids of sealed secrets, hashes of tokens) is left out here.
 
-Times are unix seconds, 0: never. `revision` is the object's ETag.
+Times are unix seconds, 0: never; last_used_at is RFC 3339, null: never. `revision` is the object's ETag, and changes with the object
+only: what was used or counted meanwhile leaves it as it is.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from xksfast.admin.blocks import Confirmation
+from xksfast.admin.schedule import rotation_hint
 from xksfast.admin.service import IssuedCredential
+from xksfast.admin.usage import StoreUse
 from xksfast.state import rules
 from xksfast.state.events import Event
-from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, Operator, Stored
+from xksfast.state.objects import AwsConnection, Credential, Key, KeyStore, KeyVersion, Operator, Stored
 from xksfast.state.projection import State
 
 Item = TypeVar("Item")
 
+
+def _hint() -> Any:
+    """The field that says when a rotation is due."""
+    return Field(
+        description="What to do when the version that encrypts has done so 2^30 times or more; empty: nothing.",
+        examples=[rotation_hint("payments", "orders", 3, 1_288_490_188)],
+    )
+
+
 _HIDDEN = ("token_sha256", "secret_id")
+_LAG = "Workers report every 5 seconds, so it lags by some; no IV depends on it."
 
 
 class View(BaseModel):
@@ -86,6 +100,9 @@ class CredentialView(View):
     store: str
     created_at: int
     superseded_at: int = Field(description="When a rotation issued its successor. It is served until it is removed.")
+    last_used_at: datetime | None = Field(
+        description=f"When a request signed with it was last accepted. {_LAG}", examples=["2026-01-31T12:00:00Z"]
+    )
     revision: int
 
 
@@ -132,6 +149,8 @@ class VersionView(View):
     label: str
     created_at: int
     current: bool
+    encryptions: int = Field(description=f"How often it has encrypted, on all nodes. {_LAG}", examples=[1_288_490_188])
+    hint: str = _hint()
 
 
 class KeyView(View):
@@ -141,6 +160,10 @@ class KeyView(View):
     store: str
     version: int
     label: str = Field(description="CKA_LABEL of the source key of that version, or the name of the local key.")
+    encryptions: int = Field(
+        description=f"How often that version has encrypted, on all nodes. {_LAG}", examples=[1_288_490_188]
+    )
+    hint: str = _hint()
     state: Literal["ENABLED", "DISABLED"]
     usage: list[str]
     alias: str
@@ -274,20 +297,23 @@ def store_created(state: State, store: KeyStore, issued: list[IssuedCredential])
     return StoreCreated(**store_view(state, store).model_dump(), credential=issued_view(state, issued[0]) if issued else None)
 
 
-def credential_view(state: State, credential: Credential) -> CredentialView:
-    """Without its secret."""
+def credential_view(state: State, credential: Credential, used: StoreUse) -> CredentialView:
+    """Without its secret. used: of its store."""
+    last_used = used.last_used.get(credential.access_key_id)
     return CredentialView(
         access_key_id=credential.access_key_id,
         store=credential.store,
         created_at=credential.created_at,
         superseded_at=credential.superseded_at,
+        last_used_at=datetime.fromtimestamp(last_used, UTC) if last_used else None,
         revision=_revision(state, credential),
     )
 
 
 def issued_view(state: State, issued: IssuedCredential) -> IssuedView:
     """With its secret."""
-    return IssuedView(**credential_view(state, issued.credential).model_dump(), secret_access_key=issued.secret_access_key)
+    view = credential_view(state, issued.credential, StoreUse())
+    return IssuedView(**view.model_dump(), secret_access_key=issued.secret_access_key)
 
 
 def credentials_file(store: KeyStore, issued: IssuedCredential) -> CredentialsFile:
@@ -300,14 +326,17 @@ def credentials_file(store: KeyStore, issued: IssuedCredential) -> CredentialsFi
     )
 
 
-def key_view(state: State, key: Key) -> KeyView:
-    """As the state has it."""
+def key_view(state: State, key: Key, used: StoreUse) -> KeyView:
+    """As the state has it. used: of its store."""
     newest = key.versions[-1]
+    encryptions = used.encryptions.get((key.external_key_id, newest.number), 0)
     return KeyView(
         external_key_id=key.external_key_id,
         store=key.store,
         version=newest.number,
         label=newest.label,
+        encryptions=encryptions,
+        hint=rotation_hint(key.store, key.external_key_id, newest.number, encryptions),
         state="ENABLED" if key.enabled else "DISABLED",
         usage=list(key.usage),
         alias=key.alias,
@@ -322,14 +351,21 @@ def key_view(state: State, key: Key) -> KeyView:
     )
 
 
-def versions_view(key: Key) -> VersionsView:
-    """Oldest first."""
+def versions_view(key: Key, used: StoreUse) -> VersionsView:
+    """Oldest first. used: of its store."""
     newest = key.versions[-1]
-    return VersionsView(
-        items=[
-            VersionView(number=version.number, label=version.label, created_at=version.created_at, current=version is newest)
-            for version in key.versions
-        ]
+    return VersionsView(items=[_version_view(key, version, version is newest, used) for version in key.versions])
+
+
+def _version_view(key: Key, version: KeyVersion, current: bool, used: StoreUse) -> VersionView:
+    encryptions = used.encryptions.get((key.external_key_id, version.number), 0)
+    return VersionView(
+        number=version.number,
+        label=version.label,
+        created_at=version.created_at,
+        current=current,
+        encryptions=encryptions,
+        hint=rotation_hint(key.store, key.external_key_id, version.number, encryptions) if current else "",
     )
 
 

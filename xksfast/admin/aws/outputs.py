@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from xksfast.admin.aws.results import EXTERNAL_KEY_STORE, ProxyCredential, full_alias
 from xksfast.admin.aws.sync import uri_path
 from xksfast.admin.aws.topology import service_principal
-from xksfast.errors import OperatorError
+from xksfast.admin.refusals import Refused
 from xksfast.state.objects import Key, KeyStore
 
 TERRAFORM_PROVIDER = (
     "5.89"  # of hashicorp/aws: the oldest whose aws_kms_custom_key_store is known to us to take external key stores
 )
+
+PLACEHOLDER = "<the secret: shown only when a credential is issued>"  # AWS refuses it: no secret has such characters
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ def aws_cli(store: KeyStore, credential: ProxyCredential, keys: Iterable[Key] = 
         "--query CustomKeyStoreId --output text",
     ]
     state = 'aws kms describe-custom-key-stores --custom-key-store-id "$CKS"'
+    keys = list(keys)
     parts = [
+        *_warnings(store, keys),
         "set -eu",
         f"export AWS_REGION={shlex.quote(store.region)}",
         "",
         f"# {secret_file} holds the secret: mode 0600, and delete it afterwards.",
+        *_how_to_get_the_secret(store, credential, "aws-cli"),
         f'CKS="$({_continued(create, indent=6)})"',
         'echo "custom key store $CKS"',
         "",
@@ -120,12 +125,26 @@ def terraform(store: KeyStore, credential: ProxyCredential, keys: Iterable[Key] 
         f"{label}_access_key_id": credential.access_key_id,
         f"{label}_secret_access_key": credential.secret_access_key,
     }
-    service = ""
+    arguments = {
+        "custom_key_store_name": _hcl(name or store.name),
+        "custom_key_store_type": _hcl(EXTERNAL_KEY_STORE),
+        "xks_proxy_connectivity": _hcl(store.connectivity),
+        "xks_proxy_uri_endpoint": _hcl(store.endpoint),
+        "xks_proxy_uri_path": _hcl(uri_path(store)),
+    }
     if store.connectivity == "VPC_ENDPOINT_SERVICE":
-        service = f"  xks_proxy_vpc_endpoint_service_name = {_hcl(store.vpc_endpoint_service_name)}\n"
+        arguments["xks_proxy_vpc_endpoint_service_name"] = _hcl(store.vpc_endpoint_service_name)
+    width = max(map(len, arguments))
+    keys = list(keys)
+    head = [
+        *_warnings(store, keys),
+        f"# {secret_file} holds the secret: mode 0600, never in version control. Terraform also keeps the secret in its state: "
+        "encrypt that.",
+        *_how_to_get_the_secret(store, credential, "terraform"),
+    ]
     blocks = [
-        f"""\
-# {secret_file} holds the secret: mode 0600, never in version control. Terraform also keeps the secret in its state: encrypt that.
+        _lines(head)
+        + f"""\
 # The provider creates the custom key store and does not connect it; the KMS keys can be created once it is connected:
 #   terraform apply -target=aws_kms_custom_key_store.{label}
 #   aws kms connect-custom-key-store --region {store.region} \\
@@ -155,12 +174,7 @@ variable "{label}_secret_access_key" {{
 }}
 
 resource "aws_kms_custom_key_store" "{label}" {{
-  custom_key_store_name  = {_hcl(name or store.name)}
-  custom_key_store_type  = "{EXTERNAL_KEY_STORE}"
-  xks_proxy_connectivity = "{store.connectivity}"
-  xks_proxy_uri_endpoint = {_hcl(store.endpoint)}
-  xks_proxy_uri_path     = {_hcl(uri_path(store))}
-{service}
+{_lines(f"  {argument:{width}} = {value}" for argument, value in arguments.items())}
   xks_proxy_authentication_credential {{
     access_key_id         = var.{label}_access_key_id
     raw_secret_access_key = var.{label}_secret_access_key
@@ -208,8 +222,9 @@ def cloudformation(store: KeyStore) -> Output:
 # CloudFormation has no resource type for custom key stores, and AWS::KMS::Key cannot make keys in an external key store: its Origin is
 # AWS_KMS or EXTERNAL, and it has no XksKeyId. Create and connect the custom key store and its keys with the AWS CLI lines, Terraform's
 # hashicorp/aws provider (not awscc, which offers what CloudFormation does), `xksfast store link`, or a custom resource of your own that
-# calls kms:CreateCustomKeyStore. AWS::KMS::Alias takes the ids of keys made so.
+# calls kms:CreateCustomKeyStore. AWS::KMS::Alias takes the ids of keys made so. The AWS CLI lines for this store:
 """
+    head += f"#   xksfast aws snippet {store.name} --format aws-cli\n"
     if store.connectivity == "PUBLIC_ENDPOINT":
         return Output(head + f"# {store.name} uses PUBLIC_ENDPOINT: there is nothing to build in AWS before it.\n")
     host = store.endpoint.removeprefix("https://") or "the host name of the endpoint"
@@ -298,11 +313,52 @@ Outputs:
 
 def _need_endpoint(store: KeyStore) -> None:
     if not store.endpoint:
-        raise OperatorError(f"key store {store.name} has no endpoint yet: set the https:// name by which AWS KMS reaches it")
-    if store.connectivity == "VPC_ENDPOINT_SERVICE" and not store.vpc_endpoint_service_name:
-        raise OperatorError(
-            f"key store {store.name} uses VPC_ENDPOINT_SERVICE, but no VPC endpoint service is named: set its name"
+        raise Refused(
+            "conflict",
+            "store-has-no-endpoint",
+            f"Key store {store.name!r} has no endpoint yet",
+            why="It is the https:// name by which AWS KMS reaches the proxy",
+            next=f"Set it: `xksfast store update {store.name} --endpoint https://HOST`",
+            field="endpoint",
         )
+    if store.connectivity == "VPC_ENDPOINT_SERVICE" and not store.vpc_endpoint_service_name:
+        raise Refused(
+            "conflict",
+            "store-has-no-vpc-service",
+            f"Key store {store.name!r} would use VPC_ENDPOINT_SERVICE, but no VPC endpoint service is named",
+            next=f"Build one (`xksfast aws snippet {store.name} --format cloudformation --connectivity VPC_ENDPOINT_SERVICE`), then "
+            f"name it: `xksfast store update {store.name} --connectivity VPC_ENDPOINT_SERVICE --vpc-endpoint-service-name NAME`",
+            field="vpc_endpoint_service_name",
+        )
+
+
+def _how_to_get_the_secret(store: KeyStore, credential: ProxyCredential, format: str) -> list[str]:
+    """Comment lines; none when the secret is there."""
+    if credential.secret_access_key != PLACEHOLDER:
+        return []
+    return [
+        "# That file holds a placeholder now: a secret is shown only when its credential is issued. To have all this with a new one:",
+        f"#   xksfast aws snippet {store.name} --format {format} --issue-credential --out DIR",
+    ]
+
+
+def _warnings(store: KeyStore, keys: list[Key]) -> list[str]:
+    """Comment lines: what AWS would refuse."""
+    found = []
+    if store.link is not None:
+        found.append(
+            f"# {store.name} is linked to {store.link.custom_key_store_id}: AWS refuses another one with its endpoint and path."
+        )
+    if store.blocked:
+        found.append(
+            f"# {store.name} is blocked: AWS can neither create nor connect the custom key store before it is unblocked."
+        )
+    found += [
+        f"# key {key.external_key_id} is not enabled for ENCRYPT and DECRYPT: AWS makes no KMS key for it before it is."
+        for key in keys
+        if not key.enabled or key.blocked or set(key.usage) != {"ENCRYPT", "DECRYPT"}
+    ]
+    return found
 
 
 def _credential(credential: ProxyCredential) -> dict[str, str]:
@@ -311,6 +367,10 @@ def _credential(credential: ProxyCredential) -> dict[str, str]:
 
 def _json(document: object) -> str:
     return json.dumps(document, indent=2) + "\n"
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _continued(words: list[str], *, indent: int) -> str:

@@ -58,6 +58,12 @@ class Topology:
         """The host name of the endpoint."""
         return self.endpoint.removeprefix("https://")
 
+    @property
+    def common_names(self) -> list[str]:
+        """What the certificate's subject common name may be: the host name, or a wildcard in place of its first label."""
+        first, dot, parent = self.host.partition(".")
+        return [self.host, f"*.{parent}"] if first and dot and "." in parent else [self.host] if first else []
+
 
 def examine(
     topology: Topology,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec.structs import replace
 
 from xksfast.admin.plans.common import changed, created, find_store, removed
@@ -31,6 +33,11 @@ def new_credential(state: State, store: str, access_key_id: str, *, now: int) ->
 def secret_id(store: str, access_key_id: str) -> str:
     """Under which its secret access key is sealed."""
     return f"credential/{store}/{access_key_id}"
+
+
+def newest(found: Collection[Credential]) -> Credential:
+    """What a store gives to AWS. A store has one at least."""
+    return max(found, key=lambda credential: (not credential.superseded_at, credential.created_at))
 
 
 def rotate(state: State, store: str, access_key_id: str, *, now: int) -> list[Change]:

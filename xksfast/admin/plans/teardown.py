@@ -22,14 +22,18 @@ class Obstacle:
 
 
 def obstacles(state: State, name: str) -> list[Obstacle]:
-    """In the order in which they are to be cleared; the last one is the deletion itself."""
+    """In the order in which they are to be cleared; the last one is the deletion itself. Their commands can be typed as they are."""
     store, keys = find_store(state, name), list(state.keys_of(name).values())
     found = []
     linked = [key for key in keys if key.link is not None and key.link.key_state != GONE]
     scheduled = [key for key in linked if key.link is not None and key.link.key_state == "PendingDeletion"]
-    if live := len(linked) - len(scheduled):
+    if live := [key for key in linked if key not in scheduled]:
         found.append(
-            Obstacle(f"{live} KMS keys in AWS use keys of this store", f"xksfast key schedule-deletion {name} KEY", live)
+            Obstacle(
+                f"{len(live)} KMS keys in AWS use keys of this store",
+                f"xksfast key schedule-deletion {name} {live[0].external_key_id}",  # AWS takes one at a time
+                len(live),
+            )
         )
     if scheduled:
         found.append(
@@ -42,28 +46,24 @@ def obstacles(state: State, name: str) -> list[Obstacle]:
         )
     if enabled := [key for key in keys if key.enabled and not key.blocked]:
         found.append(
-            Obstacle(f"{len(enabled)} keys are enabled", f"xksfast key disable {name} {_each(enabled[0].external_key_id, enabled)}",
+            Obstacle(f"{len(enabled)} keys are enabled", f"xksfast key disable {name} {_each(enabled)}",
                      len(enabled))
         )  # fmt: skip
     if keys:
-        found.append(
-            Obstacle(
-                f"{len(keys)} keys are there", f"xksfast key delete {name} {_each(keys[0].external_key_id, keys)}", len(keys)
-            )
-        )
+        found.append(Obstacle(f"{len(keys)} keys are there", f"xksfast key delete {name} {_each(keys)}", len(keys)))
     if store.link is not None:
-        if store.link.connection_state not in ("DISCONNECTED", ""):
+        if store.link.connection_state not in ("DISCONNECTED", GONE, ""):
             found.append(
                 Obstacle(f"custom key store {store.link.custom_key_store_id} is {store.link.connection_state}",
                          f"xksfast store disconnect {name}")
             )  # fmt: skip
+        there = "linked to what is gone in AWS" if store.link.connection_state == GONE else "there in AWS"
         found.append(
-            Obstacle(f"custom key store {store.link.custom_key_store_id} is there in AWS", f"xksfast store delete {name} --aws")
+            Obstacle(f"custom key store {store.link.custom_key_store_id} is {there}", f"xksfast store delete {name} --aws")
         )
-    else:
-        found.append(Obstacle("nothing else stands in the way", f"xksfast store delete {name}"))
+    found.append(Obstacle("nothing else stands in the way", f"xksfast store delete {name}"))
     return found
 
 
-def _each(first: str, keys: list[Key]) -> str:
-    return first if len(keys) == 1 else "KEY"
+def _each(keys: list[Key]) -> str:
+    return keys[0].external_key_id if len(keys) == 1 else "--all"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real PostgreSQL server for tests: its own data directory and port on 127.0.0.1, which can be stopped, started and made to hang."""
+"""A real PostgreSQL server, for tests too: its own directory and port on 127.0.0.1; it can be stopped, started and made to hang."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 import psycopg
 
+from bench.fleet import free_port
 from bench.processes import children
-from tests.servers import free_port, wait_until
 from xksfast.state.database import Database
 
 USER = "xksfast"
+START_TIMEOUT_S = 30
 PASSWORD = "geheim%2Fwort"  # as it stands in a URL; no message may show it
 
 
@@ -98,7 +100,10 @@ class PostgresServer:
                 [str(binaries() / "postgres"), "-D", str(self._data), *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **self._user,
             )  # fmt: skip
-        wait_until(self._answers, "PostgreSQL answers", 30)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            assert time.monotonic() < deadline, "PostgreSQL does not answer"
+            time.sleep(0.02)
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink
 from xksfast.errors import OperatorError
 from xksfast.native.partition import TokenKey
 

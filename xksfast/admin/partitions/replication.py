@@ -20,8 +20,8 @@ from typing import Literal
 
 import msgspec
 
-from xksfast.admin.partition_link import PartitionFailure
-from xksfast.admin.replica import PENDING, Replica, ReplicationProblem, compare, is_aes_256
+from xksfast.admin.partitions.link import PartitionFailure
+from xksfast.admin.partitions.replica import PENDING, Replica, ReplicationProblem, compare, is_aes_256
 from xksfast.errors import OperatorError
 from xksfast.native.partition import KeyTemplate, TokenKey
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from xksfast.admin.partition_tool import Answer, Call, PartitionTarget
+from xksfast.admin.partitions.tool import Answer, Call, PartitionTarget
 from xksfast.config import Config
 from xksfast.errors import OperatorError
 from xksfast.native.partition import KeyTemplate, Proof, TokenKey

@@ -9,8 +9,8 @@ refused here. A newcomer's trap: a transport key may only wrap and unwrap, so it
 
 from __future__ import annotations
 
-from xksfast.admin.partition_link import PartitionFailure
-from xksfast.admin.replica import PENDING, Replica, ReplicationProblem, compare
+from xksfast.admin.partitions.link import PartitionFailure
+from xksfast.admin.partitions.replica import PENDING, Replica, ReplicationProblem, compare
 from xksfast.errors import OperatorError
 from xksfast.native.partition import KeyTemplate, TokenKey
 

@@ -8,12 +8,12 @@ from typing import get_args
 
 import msgspec
 
-from xksfast.admin.partition_advice import Verdict
-from xksfast.admin.partition_file import EditedFile, NewModule, NewPartition, module_name, shown_path
-from xksfast.admin.partition_link import partition_target
-from xksfast.admin.partition_listing import TokenReport, list_partitions
-from xksfast.admin.partition_testing import try_token
-from xksfast.admin.transport import RefusedByRule
+from xksfast.admin.partitions.advice import Verdict
+from xksfast.admin.partitions.link import partition_target
+from xksfast.admin.partitions.listing import TokenReport, list_partitions
+from xksfast.admin.partitions.testing import try_token
+from xksfast.admin.partitions.toml_file import EditedFile, NewModule, NewPartition, module_name, shown_path
+from xksfast.admin.partitions.transport import RefusedByRule
 from xksfast.config import Config, Profile, load_config
 from xksfast.errors import OperatorError
 from xksfast.toml_reader import nearest

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import msgspec
 
-from xksfast.admin.partition_advice import free_sessions
-from xksfast.admin.partition_link import PartitionFailure, PartitionLink, partition_target, take_all
+from xksfast.admin.partitions.advice import free_sessions
+from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target, take_all
 from xksfast.config import Config
 from xksfast.native.partition import TokenInfo
 

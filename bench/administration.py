@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What administration costs, at size and beside requests: python -m bench.administration [--stores 10000] [--only PART]
+
+start: from the start of the program until the last key of the last store is served, and the memory that takes. change: from the moment
+a key is disabled or enabled by REST until every worker of the node does so. cost: CPU of a request with one store and with all of them,
+alternating. beside: latency of requests at half load with and without somebody administering all the time, alternating. block: three
+nodes over one PostgreSQL server, each at half of the load it could carry; from asking to the confirmation of all nodes, after which
+each node is asked at once: none may serve.
+
+All processes of a node share the server core, the load generator has the other one; there, an idle server answers requests and changes
+as on a machine with more cores, a busy one takes longer. Every store has 10 `local` keys and 2 credentials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from bench.administered import Node, Place, Size, running, running_together, store_name
+from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile
+from bench.postgres import PostgresServer
+from bench.requests import encrypt_document
+from bench.speed import Row
+
+RESULTS = Path(__file__).parent / "results"
+STARTS = 3
+CHANGES = 40
+ROUNDS = 4
+ADMIN_PAUSE_S = 0.1  # between two calls of the one who administers: quicker than people are
+BLOCKS_TIMES = 6  # as long as the other parts take
+LEAST_BLOCKS = 30
+BLOCK_STORES = 100
+PROBE_KEY = "k1"  # what is changed; the load is on k0
+LOAD_KEY = "k0"
+
+
+@dataclass
+class Bench:
+    """size: of the large state. place: where it stands."""
+
+    directory: Path
+    generator: Generator
+    seconds: float
+    size: Size
+    place: Place
+
+
+def tell(text: str) -> None:
+    """Progress."""
+    print("        " + text, file=sys.stderr, flush=True)
+
+
+def fill(bench: Bench) -> None:
+    """Write the large state."""
+    began = time.monotonic()
+    bench.place.fill(bench.size)
+    tell(f"{bench.size.stores:,} stores written in {time.monotonic() - began:.0f} s")
+
+
+@contextmanager
+def large(bench: Bench, *, workers: int = 1) -> Iterator[Node]:
+    """A node with the large state."""
+    with running(bench.place, workers=workers, last_store=bench.size.stores - 1, last_key=bench.size.keys_of_store - 1) as node:
+        yield node
+
+
+def start(bench: Bench) -> list[Row]:
+    """Seconds, and MiB of a worker and of the process that administers."""
+    name = f"{bench.size.stores:,} stores, {bench.size.keys:,} keys, {bench.size.credentials:,} credentials"
+    ready = Row(name, "s from the start to serving all", at_most=5)
+    worker = Row(name, "MiB of a worker", at_most=250)
+    control = Row(name, "MiB of the control process")
+    for _ in range(STARTS):
+        with large(bench) as node:
+            ready.values.append(round(node.ready_s, 2))
+            worker.values.append(round(node.worker_mib(), 1))
+            control.values.append(round(node.control_mib(), 1))
+        tell(f"ready {ready.values[-1]} s, worker {worker.values[-1]} MiB, control {control.values[-1]} MiB")
+    return [ready, worker, control]
+
+
+class Watch:
+    """A connection to each worker of a node, and what each of them says about one key, asked again and again."""
+
+    def __init__(self, node: Node, workers: int) -> None:
+        self._target = node.target()
+        self._path = self._target.path(PROBE_KEY, "encrypt")
+        self._body = json.dumps(encrypt_document()).encode()
+        self._headers = self._target.sign(self._path, self._body)
+        # The supervisor gives a connection to the worker that has the fewest, so each gets one.
+        self._connections = [http.client.HTTPConnection(self._target.url.removeprefix("http://")) for _ in range(workers)]
+        for connection in self._connections:
+            connection.connect()
+            assert self._ask(connection) == 200
+
+    def _ask(self, connection: http.client.HTTPConnection) -> int:
+        connection.request("POST", self._path, self._body, self._headers)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    def until(self, served: bool) -> float:
+        """The moment (time.monotonic) at which the last worker served the key, or did not serve it any more."""
+        waiting = list(self._connections)
+        while waiting:
+            waiting = [connection for connection in waiting if (self._ask(connection) == 200) is not served]
+        return time.monotonic()
+
+    def close(self) -> None:
+        """All connections."""
+        for connection in self._connections:
+            connection.close()
+
+
+def change(bench: Bench) -> list[Row]:
+    """Milliseconds until a change is served by every worker."""
+    name = f"one change among {bench.size.keys:,} keys, 2 workers"
+    rows = [
+        Row(name, "ms from asking to being served by all, median", at_most=50),
+        Row(name, "ms from asking to being served by all, p90"),
+        Row(name, "ms from asking to the answer, median"),
+    ]
+    visible, answered = [], []
+    with large(bench, workers=2) as node, node.client() as client, ThreadPoolExecutor(1) as pool:
+        watch = Watch(node, len(node.workers))
+
+        def ask(action: str, asked: float) -> float:
+            client.post(f"/v1/stores/s0/keys/{PROBE_KEY}/{action}").raise_for_status()
+            return (time.monotonic() - asked) * 1000
+
+        for action in itertools.islice(itertools.cycle(("disable", "enable")), CHANGES):
+            asked = time.monotonic()
+            answer = pool.submit(ask, action, asked)
+            visible.append((watch.until(served=action == "enable") - asked) * 1000)
+            answered.append(answer.result())
+        watch.close()
+    rows[0].values = [round(statistics.median(visible), 1)]
+    rows[1].values = [round(_quantile(visible, 0.9), 1)]
+    rows[2].values = [round(statistics.median(answered), 1)]
+    tell("  ".join(f"{row.figure} {row.value}" for row in rows))
+    return rows
+
+
+def closed(bench: Bench, node: Node, calls: list[Call], connections: int = 32) -> tuple[float, float]:
+    """(CPU us of a request, requests per second) in a closed loop; RuntimeError when one was not answered rightly."""
+    marks: list[tuple[int, float]] = []
+
+    def watch(start_ns: int) -> None:
+        for at_s in (bench.seconds * 0.1, bench.seconds * 0.95):
+            time.sleep(max(0.0, at_s - (time.monotonic_ns() - start_ns) / 1e9))
+            marks.append((time.monotonic_ns(), node.cpu_seconds()))
+
+    run = bench.generator.run(calls, Load(0, bench.seconds, "closed", connections, connections, spin=True), watch)
+    check(run)
+    (began_ns, before), (ended_ns, after) = marks
+    count = sum(1 for done in run.done if began_ns <= done < ended_ns)
+    return (after - before) / count * 1e6, count / (ended_ns - began_ns) * 1e9
+
+
+def check(run: Run) -> None:
+    """RuntimeError unless every request was answered rightly."""
+    wrong = len(run.due) - run.statuses()["ok"]
+    if wrong:
+        raise RuntimeError(f"{wrong} requests were not answered rightly: {dict(run.statuses())}")
+
+
+def cost(bench: Bench) -> list[Row]:
+    """CPU of a request by the size of the state."""
+    alone, among = Row("1 store, 1 key asked for", "CPU us/request"), Row("all stores, 1 key asked for", "CPU us/request")
+    ratio = Row("all stores against 1", "ratio of CPU/request", at_most=1.10)
+    small = Place.new(bench.directory / "small")
+    small.fill(Size(1, 1))
+    with running(small) as one, large(bench) as many:
+        pairs = [
+            (row, node, make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})) for row, node in ((alone, one), (among, many))
+        ]
+        for _ in range(ROUNDS):
+            for row, node, calls in pairs:
+                row.values.append(round(closed(bench, node, calls)[0], 2))
+            tell(f"1 store {alone.values[-1]} us, all {among.values[-1]} us")
+    ratio.values = [round(statistics.median(a / b for a, b in zip(among.values, alone.values, strict=True)), 3)]
+    return [alone, among, ratio]
+
+
+def administer(client: httpx.Client, stop: threading.Event, numbers: Iterator[int]) -> int:
+    """What somebody does all day: keys made, changed, listed and deleted in a store that nobody asks for; how many calls it were.
+
+    numbers: of the keys, none of them twice.
+    """
+    calls = 0
+    for number in numbers:
+        key = f"bench-{number}"
+        for method, path, body in (
+            ("POST", "/v1/stores/s1/keys", {"external_key_id": key}),
+            ("POST", f"/v1/stores/s1/keys/{key}/disable", None),
+            ("GET", "/v1/stores?limit=100", None),
+            ("POST", f"/v1/stores/s1/keys/{key}/enable", None),
+            ("GET", "/v1/stores/s1/keys", None),
+            ("POST", f"/v1/stores/s1/keys/{key}/disable", None),
+            ("DELETE", f"/v1/stores/s1/keys/{key}", None),
+        ):
+            if stop.wait(ADMIN_PAUSE_S):
+                return calls
+            client.request(method, path, json=body).raise_for_status()
+            calls += 1
+    return calls
+
+
+def beside(bench: Bench) -> list[Row]:
+    """p99 at half load, with and without administration."""
+    quiet, busy = Row("half load, nobody administers", "p99 ms"), Row("half load, 10 calls/s of administration", "p99 ms")
+    ratio = Row("administration against none", "ratio of p99", at_most=1.10)
+    numbers = itertools.count()
+    with large(bench) as node, node.client() as client, ThreadPoolExecutor(1) as pool:
+        calls = make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})
+        rate = closed(bench, node, calls)[1] / 2
+        load = Load(rate, bench.seconds * 2, "poisson", 64)
+        for _ in range(ROUNDS):
+            quiet.values.append(_p99(bench.generator.run(calls, load)))
+            stop = threading.Event()
+            administration = pool.submit(administer, client, stop, numbers)
+            try:
+                busy.values.append(_p99(bench.generator.run(calls, load)))
+            finally:
+                stop.set()
+            count = administration.result()
+            assert count >= bench.seconds * 2, "nobody administered"
+            tell(
+                f"{rate:,.0f} requests/s: p99 {quiet.values[-1]} ms, beside {count} calls of administration {busy.values[-1]} ms"
+            )
+    ratio.values = [round(statistics.median(busy.values) / statistics.median(quiet.values), 3)]
+    return [quiet, busy, ratio]
+
+
+def _p99(run: Run) -> float:
+    check(run)
+    return round(_quantile(run.latencies_ms(), 0.99), 3)
+
+
+def block(bench: Bench) -> list[Row]:
+    """Milliseconds until all of three nodes have confirmed a block, under load."""
+    name = "block, 3 nodes, PostgreSQL, half load"
+    server = PostgresServer()
+    try:
+        server.start()
+        place = Place.new(bench.directory / "three", server.database())
+        place.fill(Size(BLOCK_STORES))
+        with running_together(place, ("n1", "n2", "n3")) as nodes, nodes[0].client() as client:
+            return _block_under_load(bench, name, nodes, client)
+    finally:
+        server.close()
+
+
+def _block_under_load(bench: Bench, name: str, nodes: list[Node], client: httpx.Client) -> list[Row]:
+    loads = []
+    for node in nodes:
+        directory = bench.directory / f"load-{node.name}"
+        directory.mkdir()
+        loads.append((Generator(directory), make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})))
+    full = _together(loads, Load(0, bench.seconds, "closed", 16, 16))
+    rate = min(len(run.done) / bench.seconds for run in full) / 2
+    tell(f"{rate:,.0f} requests/s to each node, half of what each does while the others do as much")
+    took: list[float] = []
+    last: list[float] = []  # of what the nodes said, the slowest one
+
+    def block_and_unblock(start_ns: int) -> None:
+        ends = start_ns / 1e9 + bench.seconds * BLOCKS_TIMES - 2
+        for number in itertools.count():
+            if time.monotonic() > ends:
+                return
+            key = f"/v1/stores/{store_name(number % BLOCK_STORES)}/keys/{PROBE_KEY}"
+            began = time.monotonic()
+            answer = client.post(f"{key}/block", json={"reason": "bench"})
+            took.append((time.monotonic() - began) * 1000)
+            answer.raise_for_status()
+            said = answer.json()
+            assert len(said["confirmed"]) == len(nodes), said
+            last.append(max(node["ms"] for node in said["confirmed"]))
+            for node in nodes:
+                target = node.target(number % BLOCK_STORES)
+                status, _ = target.post(target.path(PROBE_KEY, "encrypt"), encrypt_document())
+                assert status != 200, "a key was served after its block was confirmed"
+            client.post(f"{key}/unblock").raise_for_status()
+
+    for run in _together(loads, Load(rate, bench.seconds * BLOCKS_TIMES, "poisson", 32), block_and_unblock):
+        check(run)
+    assert len(took) >= LEAST_BLOCKS, f"only {len(took)} blocks in the time there was"
+    figures = [
+        Row(name, "blocks"),
+        Row(name, "ms from asking to the answer, median"),
+        Row(name, "ms from asking to the answer, p99", at_most=1000),
+        Row(name, "ms until the slowest node confirmed, as it says, p99"),
+    ]
+    for row, value in zip(
+        figures, (len(took), statistics.median(took), _quantile(took, 0.99), _quantile(last, 0.99)), strict=True
+    ):
+        row.values = [round(value, 1)]
+    tell("  ".join(f"{row.figure} {row.value}" for row in figures))
+    return figures
+
+
+def _together(loads: list[tuple[Generator, list[Call]]], load: Load, during: Callable[[int], None] | None = None) -> list[Run]:
+    """The same load on several nodes at the same time."""
+    with ThreadPoolExecutor(len(loads)) as pool:
+        first, *others = loads
+        running = [pool.submit(generator.run, calls, load) for generator, calls in others]
+        return [first[0].run(first[1], load, during), *(future.result() for future in running)]
+
+
+def _quantile(values: list[float], q: float) -> float:
+    value = quantile(sorted(values), q)
+    assert value is not None
+    return value
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "start": start, "change": change, "cost": cost, "beside": beside, "block": block,
+}  # fmt: skip
+
+
+def main() -> int:
+    """Measure and print; 1 when a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stores", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--only", choices=tuple(PARTS))
+    options = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "administration.json"
+    document: dict[str, Any] = json.loads(file.read_text()) if options.only and file.exists() else {}
+    with TemporaryDirectory(prefix="xksfast-bench-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        directory = Path(name)
+        bench = Bench(directory, Generator(directory), options.seconds, Size(options.stores), Place.new(directory / "large"))
+        if options.only != "block":
+            fill(bench)
+        for part, measure in PARTS.items():
+            if options.only in (None, part):
+                print(part, file=sys.stderr, flush=True)
+                document[part] = [row.as_json() for row in measure(bench)]
+                document["stores"] = options.stores
+                file.write_text(json.dumps(document, indent=1))
+    rows = [row for part in PARTS for row in document.get(part, [])]
+    print("| case | figure | measured | at most | held |\n|---|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['case']} | {row['figure']} | {row['value']:g} | {row['at_most'] or ''} | {row['held']} |")
+    return 1 if any(row["held"] is False for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
