@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.postgres import PostgresServer
+from bench.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, Traffic, deployment
 from tests.scenario.slow_link import SlowLink
 from tests.scenario.test_nodes_in_trouble import answers, made
