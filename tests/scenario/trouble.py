@@ -34,6 +34,7 @@ def small_file_system(directory: Path, mebibytes: int) -> Iterator[Path]:
         yield directory
     finally:
         subprocess.run(["umount", "-l", str(directory)], check=True)
+        directory.rmdir()
 
 
 def read_only(directory: Path, yes: bool) -> None:
