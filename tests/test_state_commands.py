@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.admin.states import NOW
-from xksfast import cli
+from tests.servers import wait_until
+from xksfast import cli, state_commands
 from xksfast.admin.plans import stores
 from xksfast.admin.requests import StoreCreate
 from xksfast.config import load_config
@@ -112,13 +115,17 @@ def test_the_master_key_is_changed_without_touching_a_secret(run: Run, filled: P
         sealer_of(filled)
 
 
-def test_the_data_key_is_changed_while_nobody_runs(run: Run, filled: Path) -> None:
+def test_the_data_key_is_changed_while_nobody_runs(run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_config(filled)
     database = Database.open(settings.state.url)
     before = database.secret(SECRET_ID)
     now = time.time_ns() // 1_000_000
     database.heartbeat(NodeRow("n1", "1", "", now, now, 2, 2))
-    assert "node n1 runs" in run("rotate-data-key", "--config", str(filled), code=3)
+    monkeypatch.setattr(state_commands, "LOOK_AGAIN_S", 0.05)
+    refusal = run("rotate-data-key", "--config", str(filled), code=3)
+    assert "node n1 runs. Each node holds the data key that it was started with" in refusal
+    assert "Nothing was changed. Stop every node" in refusal
+    assert database.secret(SECRET_ID) == before
     database.forget_node("n1")
     assert run("rotate-data-key", "--config", str(filled)) == {"secrets": 1}
     after = database.secret(SECRET_ID)
@@ -128,3 +135,30 @@ def test_the_data_key_is_changed_while_nobody_runs(run: Run, filled: Path) -> No
     assert (after.data_key_id != before.data_key_id, after.sealed != before.sealed) == (True, True)
     sealer_of(filled).open(after)
     assert run("verify", "--config", str(filled))["ok"]
+
+
+def test_a_node_whose_clock_is_wrong_is_seen_to_run_by_its_heart_beating(
+    run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_commands, "LOOK_AGAIN_S", 0.5)
+    url = load_config(filled).state.url
+    an_hour_ago_ms = time.time_ns() // 1_000_000 - 3_600_000
+    stop = threading.Event()
+
+    def beat() -> None:
+        database = Database.open(url)
+        for number in itertools.count():
+            database.heartbeat(NodeRow("n1", "1", "", an_hour_ago_ms, an_hour_ago_ms + number, 2, 2))
+            if stop.wait(0.1):
+                break
+        database.close()
+
+    node = threading.Thread(target=beat)
+    node.start()
+    database = Database.open(url)
+    wait_until(database.nodes, "the node was heard of")
+    assert "node n1 runs" in run("rotate-data-key", "--config", str(filled), code=3)
+    stop.set()
+    node.join()
+    assert run("rotate-data-key", "--config", str(filled)) == {"secrets": 1}
+    database.close()

@@ -194,22 +194,34 @@ class WorkerLink(Message):
 
 
 class ReloadState(Message):
-    """Read the state again (SIGHUP)."""
+    """Read the state and the administration's certificate again (SIGHUP). config: with the files that are named now."""
+
+    config: Config
 
 
 # --- control -> supervisor
 
 
 class StateLoaded(Message):
-    """The state was read; it goes out to every worker, as of event `seq`."""
+    """The state was read; it goes out to every worker, as of event `seq`.
+
+    admin_certificate: "reloaded", "" when there is none to reload, or why the former one stays.
+    """
 
     seq: int
     key_stores: int
     keys: int
+    admin_certificate: str = ""
 
 
 class StateRefused(Message):
     """The state cannot be used. At start this ends the program; at a reload the former state stays in service."""
+
+    problems: tuple[str, ...]
+
+
+class StateProblems(Message):
+    """How the control process stands with the state from now on, a sentence each; none: all is well."""
 
     problems: tuple[str, ...]
 
@@ -293,6 +305,6 @@ class UsageReport(Message):
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain
 FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
 ToControl = StartControl | WorkerLink | ReloadState | Drain
-FromControl = StateLoaded | StateRefused
+FromControl = StateLoaded | StateRefused | StateProblems
 ControlToWorker = ApplyDelta | AskUsage
 WorkerToControl = DeltaRestricted | DeltaApplied | DeltaRefused | UsageReport

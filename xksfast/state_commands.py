@@ -27,6 +27,7 @@ from xksfast.state.records import Checkpoint, SealedSecret
 from xksfast.state.sealing import Sealer
 
 ALIVE_WITHIN_MS = 10_000
+LOOK_AGAIN_S = 3.0  # a heartbeat is sent every second
 
 state_app = typer.Typer(help="The state's database: backup, restore, verify, keys.", no_args_is_help=True)
 
@@ -106,9 +107,14 @@ def rotate_data_key(config: ConfigFile, json: Json = False) -> None:
     """Seal every secret anew under a new data key. Only while no node runs: each holds the data key that it was started with."""
     settings = load_config(config)
     with _database(settings) as database:
-        alive = [node.name for node in database.nodes() if node.heartbeat_ms > _now_ms() - ALIVE_WITHIN_MS]
+        alive = _alive(database)
         if alive:
-            raise StillRunning(f"node {', '.join(alive)} runs: stop every node first, then wait {ALIVE_WITHIN_MS // 1000} s")
+            raise StillRunning(
+                f"node {', '.join(alive)} runs. Each node holds the data key that it was started with: after a rotation it could not "
+                "open what others seal, and they would take its messages and checkpoints for forged. Nothing was changed. "
+                f"Stop every node, wait {ALIVE_WITHIN_MS // 1000} s and try again; one that will not come back: "
+                "`xksfast state forget-node NAME`"
+            )
         master = _master(settings)
         sealer = Sealer.open_with(master, database.data_keys())
 
@@ -126,6 +132,16 @@ def forget_node(name: str, config: ConfigFile, json: Json = False) -> None:
     with _database(load_config(config)) as database:
         database.forget_node(name)
     _show({"forgotten": name}, [f"node {name} is forgotten"], json)
+
+
+def _alive(database: Database) -> list[str]:
+    """Nodes that were heard of just now by our clock, or are heard of again while we wait: their clocks may differ from ours."""
+    seen = {node.name: node.heartbeat_ms for node in database.nodes()}
+    if not seen:
+        return []
+    time.sleep(LOOK_AGAIN_S)
+    recently = _now_ms() - ALIVE_WITHIN_MS
+    return [node.name for node in database.nodes() if node.heartbeat_ms > recently or node.heartbeat_ms != seen.get(node.name)]
 
 
 @contextmanager

@@ -227,14 +227,19 @@ def merge(
     pid: int,
     started_unix_s: float,
     now_unix_s: float,
+    state_problems: Sequence[str] = (),
 ) -> ServiceStatus:
-    """The document. ended: counters of workers that are gone. partition_names: all that are configured, in their order."""
+    """The document. ended: counters of workers that are gone. partition_names: all that are configured, in their order.
+
+    state_problems: how the control process stands with the state.
+    """
     counters = ended
     for view in views:
         if view.report is not None:
             counters = counters.plus(view.report)
     partitions = _partitions(views, counters, partition_names)
-    problems = (*_worker_problems(views, partitions), *_partition_problems(partitions))
+    state = (f"the state: {problem}" for problem in state_problems)
+    problems = (*state, *_worker_problems(views, partitions), *_partition_problems(partitions))
     return ServiceStatus(
         status="degraded" if problems else "ok",
         problems=problems,

@@ -62,6 +62,9 @@ class Control:
     def start(self) -> None:
         self.line.channel.send(messages.StartControl(config=load_config(self.directory / "xksfast.toml")))
 
+    def reload(self) -> None:
+        self.line.channel.send(messages.ReloadState(config=load_config(self.directory / "xksfast.toml")))
+
     async def loaded(self) -> messages.StateLoaded:
         message, _ = await self.line.next()
         assert isinstance(message, messages.StateLoaded), message
@@ -145,7 +148,7 @@ def test_a_reload_pushes_a_greater_seq_and_old_pages_go_when_all_workers_have_th
             _, fd = await worker.next()
             os.close(fd)
         (control.directory / "stores.toml").write_text(STORES.replace("keys.k1", "keys.k2"))
-        control.line.channel.send(messages.ReloadState())
+        control.reload()
         second = await control.loaded()
         assert second.seq > first.seq
         for worker in workers:
@@ -168,7 +171,7 @@ def test_a_worker_that_is_gone_keeps_no_old_pages(with_control) -> None:  # type
         await control.loaded()
         worker = control.link(0)
         await worker.next()
-        control.line.channel.send(messages.ReloadState())
+        control.reload()
         await control.loaded()
         assert control.secret_page_sets() == 2
         worker.channel.close()
@@ -190,7 +193,7 @@ def test_a_state_that_cannot_be_used_is_refused_and_the_former_stays(with_contro
             path.unlink()
         else:
             path.write_text(text)
-        control.line.channel.send(messages.ReloadState())
+        control.reload()
         refused, _ = await control.line.next()
         assert isinstance(refused, messages.StateRefused)
         assert any(words in problem for problem in refused.problems), refused
@@ -198,7 +201,7 @@ def test_a_state_that_cannot_be_used_is_refused_and_the_former_stays(with_contro
         assert message.delta.seq == first.seq
         os.close(fd)
         path.write_text(STORES)
-        control.line.channel.send(messages.ReloadState())
+        control.reload()
         assert (await control.loaded()).seq > first.seq
 
     with_control(body)

@@ -34,7 +34,12 @@ class Node:
     port: int
     tls_port: int
     admin_port: int
+    health_port: int
     process: Process | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "xksfast.toml"
 
     @property
     def admin_url(self) -> str:
@@ -126,7 +131,7 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
     for name, text in (("pin", "1234"), ("master.key", os.urandom(32).hex())):
         (directory / name).write_text(text + "\n")
         (directory / name).chmod(0o600)
-    nodes = [Node(name, directory / name, free_port(), free_port(), free_port()) for name in names]
+    nodes = [Node(name, directory / name, *(free_port() for _ in range(4))) for name in names]
     for node in nodes:
         node.directory.mkdir()
         (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment)))
@@ -153,7 +158,7 @@ def _config(node: Node, directory: Path, url: str, environment: dict[str, str]) 
             "listen": [f"127.0.0.1:{node.tls_port}"],
             "plaintext_listen": [f"127.0.0.1:{node.port}"],
             "tls": {"certificate": str(directory / "server.pem"), "private_key": str(directory / "server.key")},
-            "health": {"listen": "", "probe_interval_s": 1},
+            "health": {"listen": f"127.0.0.1:{node.health_port}", "probe_interval_s": 1},
         },
         "admin": {
             "listen": f"127.0.0.1:{node.admin_port}",
@@ -179,6 +184,7 @@ class Traffic:
     clients: list[Client]
     answers: dict[str, Counter[str]] = field(default_factory=dict)
     phase: str = "served"
+    pause_s: float = 0.02
     old: dict[str, Any] | None = None  # a ciphertext that must decrypt in every phase that serves
 
     def __enter__(self) -> Traffic:
@@ -210,7 +216,7 @@ class Traffic:
                     said = opened.error or "ok"
                 if phase == self.phase:
                     self.answers.setdefault(phase, Counter())[said] += 1
-            time.sleep(0.02)
+            time.sleep(self.pause_s)
 
 
 def _patiently(client: Client, operation: str, document: dict[str, Any] | None = None) -> Answer:

@@ -193,3 +193,37 @@ def test_checkpoints_survive_a_restore(backup: Path, tmp_path: Path) -> None:
     write_checkpoint(database, mac, NOW_MS)
     assert verify(database, verify_mac).checkpoints == 2
     database.close()
+
+
+def test_a_node_that_runs_on_while_its_database_is_restored_spoils_nothing(filled: Database, tmp_path: Path) -> None:
+    write_backup(filled, tmp_path / "backup", NOW_MS)
+    url = f"sqlite:///{tmp_path / 'target.db'}"
+    database = Database.open(url)
+    stop, first = threading.Event(), threading.Event()
+    counted = 0
+
+    def live() -> None:
+        nonlocal counted
+        node = Database.open(url)
+        while not stop.is_set():
+            node.heartbeat(NodeRow("n1", "1", "", 1, 1, 1000, 1000))
+            use = KeyUse(store="payments", external_key_id="a", version=1, encryptions=1)
+            node.add_use([use], [CredentialUse("payments", "A", 5), CredentialUse("payments", "B", 5)])
+            counted += 1
+            first.set()
+        node.close()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        first.wait(10)
+        info = restore(database, tmp_path / "backup")
+    finally:
+        stop.set()
+        thread.join()
+    report = verify(database, nodes=False)
+    assert (report.seq, report.head, report.problems) == (info.seq, info.head, ())
+    use = database.use()
+    assert [key.encryptions for key in use.keys] == [7 + counted]
+    assert [(each.access_key_id, each.last_used) for each in use.credentials] == [("A", 9), ("B", 5)]
+    database.close()

@@ -114,3 +114,27 @@ def test_an_event_that_cannot_be_read_keeps_out_those_before_it_too() -> None:
     with pytest.raises(ValueError, match="unknown field"):
         state.apply([good, msgspec.structs.replace(bad, after=b'{"from_the_future":1}')])
     assert all_of(state) == before
+
+
+def test_what_events_would_make_of_a_state_leaves_the_state_as_it_is() -> None:
+    first, second = a_key(external_key_id="first"), a_key(external_key_id="second")
+    state = folded(created(a_store()), created(a_credential()), created(a_source()), created(first), created(an_operator()))
+    before = all_of(state)
+    for changes in (
+        [created(second)],
+        [changed(first, a_key(external_key_id="first", enabled=False))],
+        [removed(first), created(second)],
+        [created(a_store("other", uri_path_prefix="/b")), created(a_key("other", "k"))],
+        [changed(a_store(), a_store(uri_path_prefix="/a"))],
+        [changed(a_credential(), a_credential(superseded_at=5)), created(a_credential(access_key_id="B" * 20))],
+        [removed(an_operator())],
+        [],
+    ):
+        happened = events(state, *changes)
+        after = all_of(state.after(happened))
+        assert all_of(state) == before
+        wanted = folded(
+            created(a_store()), created(a_credential()), created(a_source()), created(first), created(an_operator())
+        )
+        wanted.apply(happened)
+        assert {**after, "users": None} == {**all_of(wanted), "users": None}

@@ -37,6 +37,7 @@ from tests.state.making import (
     removed,
     write,
 )
+from xksfast.state import rows, schema
 from xksfast.state.chain import verify
 from xksfast.state.database import Database
 from xksfast.state.errors import StateCorrupt, StateTooNew, StateUnavailable, StateWentBack
@@ -44,7 +45,7 @@ from xksfast.state.events import Event
 from xksfast.state.objects import Stored
 from xksfast.state.projection import State
 from xksfast.state.records import Idempotency
-from xksfast.state.store import Plan, StateStore
+from xksfast.state.store import Once, Plan, StateStore
 
 ROOT = Path(__file__).resolve().parents[2]
 Open = Callable[[], Database]
@@ -151,18 +152,61 @@ def test_a_plan_that_does_not_start_from_what_there_is_is_a_mistake_of_ours(data
     assert database.head()[0] == store.seq == 1
 
 
+def once(key: str, at_ms: int = NOW_MS, forget_before_ms: int = 0) -> Once:
+    """Its answer tells what the change leaves, and what the plan said."""
+
+    def answer(state: State, said: str) -> Idempotency:
+        text = f"{state.seq} {sorted(state.key_stores)} {said}"
+        return Idempotency(key, "operator:alice", "ab" * 32, 201, text.encode(), at_ms)
+
+    return Once(key, answer, forget_before_ms)
+
+
+def saying(plan: Callable[[State], Plan], text: str) -> Callable[[State], Plan]:
+    return lambda state: Plan(changes=plan(state).changes, answer=text)
+
+
 def test_a_request_that_is_repeated_is_answered_as_before_by_every_node(open_database: Open) -> None:
     one, two = opened(open_database(), "n1"), opened(open_database(), "n2")
-    answer = Idempotency("key-1", "operator:alice", "ab" * 32, 201, b"made", NOW_MS)
-
-    def plan(state: State) -> Plan:
-        return Plan(changes=put(a_store()).__call__(state).changes, idempotency=answer)
-
-    assert one.transact(ALICE, plan, idempotency_key="key-1").repeated is None
-    repeated = two.transact(ALICE, plan, idempotency_key="key-1")
-    assert (repeated.repeated, repeated.events) == (answer, [])
-    assert two.transact(ALICE, put(a_key()), idempotency_key="key-2").repeated is None
+    first = one.transact(ALICE, saying(put(a_store()), "made"), once=once("key-1"))
+    assert (first.answer, first.repeated) == ("made", None)
+    again = two.transact(ALICE, saying(put(a_store()), "made twice"), once=once("key-1"))
+    assert again.events == []
+    assert again.repeated is not None
+    assert again.repeated.response == b"1 ['payments'] made"
+    assert two.transact(ALICE, put(a_key()), once=once("key-2")).repeated is None
     assert two.seq == 2
+
+
+def test_an_answer_that_is_too_old_is_none_any_more(database: Database) -> None:
+    store = opened(database)
+    store.transact(ALICE, put(a_store()), once=once("key-1"))
+    assert store.transact(ALICE, put(a_key()), once=once("key-1", forget_before_ms=NOW_MS)).repeated is not None
+    made = store.transact(ALICE, put(a_key()), once=once("key-1", NOW_MS + 9, forget_before_ms=NOW_MS + 1))
+    assert (made.repeated, store.seq) == (None, 2)
+    kept = database.idempotency("key-1")
+    assert kept is not None
+    assert kept.at_ms == NOW_MS + 9
+
+
+def test_there_is_no_change_without_its_answer_and_no_answer_without_its_change(database: Database) -> None:
+    store = opened(database)
+
+    def no_answer(_state: State, _said: object) -> Idempotency:
+        raise LookupError("the view is broken")
+
+    with pytest.raises(LookupError):
+        store.transact(ALICE, put(a_store()), once=Once("key-1", no_answer))
+    assert (database.head()[0], store.seq, database.idempotency("key-1")) == (0, 0, None)
+
+    def refuse(_state: State) -> Plan:
+        raise LookupError("refused by a rule")
+
+    with pytest.raises(LookupError):
+        store.transact(ALICE, refuse, once=once("key-1"))
+    assert database.idempotency("key-1") is None
+    store.transact(ALICE, put(a_store()), once=once("key-1"))
+    assert (database.head()[0], database.idempotency("key-1") is not None) == (1, True)
 
 
 # --- a database that is not the one we knew
@@ -439,6 +483,16 @@ def test_a_writer_that_is_killed_leaves_whole_transactions_and_all_that_it_ackno
         assert set(made.values()) == {5}
         assert set(acknowledged) <= set(made)
         assert {secret.id for secret in database.secrets()} == set(made)
+        for name in made:
+            answer = database.idempotency(name)
+            assert answer is not None, f"{name} was made, but its answer is not kept"
+            assert answer.response.decode() == f"{name} with 5 keys"
+        assert idempotency_keys(database) == set(made)
         store.transact(ALICE, put(a_key("payments", f"after-{round_number}")))
         store.transact(ALICE, lambda state, n=round_number: Plan(changes=[removed(state.keys[f"payments/after-{n}"])]))  # type: ignore[misc]
     database.close()
+
+
+def idempotency_keys(database: Database) -> set[str]:
+    with database.reading() as connection:
+        return {row.key for row in rows.stream(connection, schema.idempotency, "key")}

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Collection
+from pathlib import Path
 
 from xksfast.admin import declaration as declared
-from xksfast.admin.actors import Actor
-from xksfast.admin.declaration import ApplyRequest, Plan, Step
+from xksfast.admin.actors import Actor, system_actor
+from xksfast.admin.declaration import ApplyRequest, Plan, Step, plan_of
 from xksfast.admin.refusals import Refused
 from xksfast.admin.service import Service
+from xksfast.errors import OperatorError
+from xksfast.log import Log
+from xksfast.state.declared import read_declared
+from xksfast.state.store import StateStore
 
 BLOCK_REASON = "declared"
 
@@ -100,3 +107,24 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
             f"{what} of {store}{key and '/' + key} was not confirmed by {'; '.join(confirmation.pending)}",
             next="See to those nodes (`xksfast node list`), then apply again",
         )
+
+
+async def apply_declared(service: Service, store: StateStore, file: Path, groups: Collection[str], log: Log) -> None:
+    """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
+    declared = await asyncio.to_thread(read_declared, file)
+    request = ApplyRequest.model_validate({"key_stores": declared})
+    actor = system_actor("apply")
+    with store.reading() as state:
+        planned = plan_of(state, request, groups=groups)
+    for problem in planned.problems:
+        log.error("not_applied", problem=problem)
+    if planned.problems:
+        return
+    await make_source_keys(service, actor, planned)
+    for step in planned.steps:
+        try:
+            await carry_out(service, actor, step)
+        except OperatorError as error:
+            log.error("not_applied", target=step.target, what=step.what, problem=str(error))
+        else:
+            log.info("applied", target=step.target, what=step.what)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xksfast.admin.aws_sample_plan import SamplePlan
 from xksfast.errors import OperatorError
+from xksfast.secret_file import write_secret_file
 from xksfast.toml_reader import join
 
 AAD_SCHEME = "aws-sample"  # u16be len(AAD) | SHA-256(AAD) | u8 len(metadata) | metadata
@@ -106,16 +107,16 @@ def write_files(plan: SamplePlan, directory: Path, *, token_label: str = "") -> 
         directory.mkdir(parents=True, exist_ok=True)
         secrets.mkdir(mode=0o700, exist_ok=True)
         for path, secret in contents.items():
-            _write(path, secret.reveal() + "\n", 0o600)
-        _write(stores_file, render_stores(plan), 0o644)
-        _write(config_file, render_config(plan, token_label=token_label), 0o644)
+            write_secret_file(path, secret.reveal().encode() + b"\n")
+        _write(stores_file, render_stores(plan))
+        _write(config_file, render_config(plan, token_label=token_label))
     except OSError as error:
         raise OperatorError(f"{error.filename or directory}: {error.strerror or error}") from None
     return Written(stores_file, config_file, tuple(contents))
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

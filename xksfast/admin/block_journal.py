@@ -7,12 +7,14 @@ was never acknowledged, and is left out.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import msgspec
 
 from xksfast.errors import OperatorError
+from xksfast.secret_file import write_secret_file
 
 
 class PendingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +36,7 @@ class BlockJournal:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "blocks.jsonl"
         self._pending: dict[str, PendingBlock] = {}
+        self.is_behind = False  # the file says something else
         self._read()
 
     def pending(self) -> list[PendingBlock]:
@@ -50,32 +53,44 @@ class BlockJournal:
             return
         self._pending[block.block_id] = block
         try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(fd, msgspec.json.encode(block) + b"\n")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            self._append(msgspec.json.encode(block) + b"\n")
         except OSError as error:
+            self.is_behind = True
             raise OperatorError(
                 f"{self._path} cannot be written: {error.strerror}. The block is in force, but a restart would forget it"
             ) from error
 
+    def _append(self, line: bytes) -> None:
+        """All of it or nothing: on a full disk half a line would spoil the next one."""
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            try:
+                if os.write(fd, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
+
     def settle(self, block_ids: set[str]) -> None:
-        """The state says so itself now, or somebody has unblocked it."""
-        if not block_ids & self._pending.keys():
+        """The state says so itself now, or somebody has unblocked it.
+
+        OperatorError: it is so, but the file does not say it, so that a restart would enforce it again; the next call tries again.
+        """
+        if not block_ids & self._pending.keys() and not self.is_behind:
             return
         self._pending = {name: block for name, block in self._pending.items() if name not in block_ids}
-        unfinished = self._path.with_suffix(".new")
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.writelines(msgspec.json.encode(block) + b"\n" for block in self._pending.values())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self._path)
+        self.is_behind = True
+        content = b"".join(msgspec.json.encode(block) + b"\n" for block in self._pending.values())
+        write_secret_file(self._path, content, over=True)
+        self.is_behind = False
 
     def _read(self) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lines = self._path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return
@@ -93,5 +108,9 @@ class BlockJournal:
                 ) from error
             self._pending[block.block_id] = block
         if torn:  # it would spoil the next line
-            self.settle(set())
-            os.truncate(self._path, sum(len(line) + 1 for line in whole))
+            try:
+                os.truncate(self._path, sum(len(line) + 1 for line in whole))
+            except OSError as error:
+                raise OperatorError(
+                    f"{self._path} ends in half a line and cannot be written: {error.strerror}: make it writable, or cut that line off"
+                ) from error

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from xksfast.admin.actors import Actor
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
@@ -110,30 +110,16 @@ class Blocks:
             node=self._node,
             at_ms=int(time.time() * 1000),
         )
-        confirmed: list[Confirmed] = []
-        pending: list[str] = []
-
-        async def confirm(node: str, work: Callable[[], asyncio.Future[None]], patience_s: float) -> None:
-            try:
-                await asyncio.wait_for(work(), patience_s)
-            except (OperatorError, OSError, TimeoutError) as error:
-                pending.append(f"{node}: {error or 'no answer in time'}")
-            else:
-                confirmed.append(Confirmed(node, round((time.monotonic() - began) * 1000, 1)))
-
         record = asyncio.ensure_future(self._record(block, plan))
-        tasks = [confirm(self._node, lambda: asyncio.ensure_future(self.enforce(block)), LOCAL_PATIENCE_S)]
-        tasks += [
-            confirm(node, lambda node=node: asyncio.ensure_future(self._peers.tell_block(node, block)), PEERS_PATIENCE_S)  # type: ignore[misc]
-            for node in self._peers.names()
-        ]
-        await asyncio.gather(*tasks)
+        asked = {self._node: asyncio.wait_for(self.enforce(block), LOCAL_PATIENCE_S)}
+        asked |= {node: asyncio.wait_for(self._peers.tell_block(node, block), PEERS_PATIENCE_S) for node in self._peers.names()}
+        confirmed, pending = await _confirmed(asked, began)
         done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
         recorded = bool(done) and record.exception() is None and record.result()
         self._log.warning(
             "blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded
         )
-        return Confirmation(tuple(confirmed), tuple(pending), recorded)
+        return Confirmation(confirmed, pending, recorded)
 
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
         """Needs the database: what is not recorded must not be undone by a node that was not told."""
@@ -142,16 +128,10 @@ class Blocks:
         self._settle({block.block_id for block in self._journal.pending() if (block.kind, block.target) == (kind, target)})
         seq = committed.events[-1].seq if committed.events else 0
         await self._publisher.applied(seq, LOCAL_PATIENCE_S)
-        confirmed = [Confirmed(self._node, round((time.monotonic() - began) * 1000, 1))]
-        pending = []
-        for node in self._peers.names():
-            try:
-                await asyncio.wait_for(self._peers.restricted(node, seq), PEERS_PATIENCE_S)
-            except (OperatorError, OSError, TimeoutError) as error:
-                pending.append(f"{node}: {error or 'no answer in time'}")
-            else:
-                confirmed.append(Confirmed(node, round((time.monotonic() - began) * 1000, 1)))
-        return Confirmation(tuple(confirmed), tuple(pending), True)
+        here = Confirmed(self._node, _ms_since(began))
+        asked = {node: asyncio.wait_for(self._peers.restricted(node, seq), PEERS_PATIENCE_S) for node in self._peers.names()}
+        confirmed, pending = await _confirmed(asked, began)
+        return Confirmation((here, *confirmed), pending, True)
 
     # --- heard of
 
@@ -182,6 +162,8 @@ class Blocks:
 
     async def record_pending(self, plan_of: Callable[[PendingBlock], Callable[[State], list[Change]]]) -> None:
         """Once a second: what the database missed. A store or key that is gone since needs no block."""
+        if self._journal.is_behind:
+            self._settle(set())
         for block in self._journal.pending():
             try:
                 await self._record(block, plan_of(block))
@@ -202,7 +184,12 @@ class Blocks:
 
     def _settle(self, block_ids: set[str]) -> None:
         before = self._journal.targets()
-        self._journal.settle(block_ids)
+        was_behind = self._journal.is_behind
+        try:
+            self._journal.settle(block_ids)
+        except OperatorError as error:
+            if not was_behind:
+                self._log.error("journal_not_written", problem=str(error), why="a restart would enforce again what is settled")
         self._withhold()
         freed = before - self._journal.targets()
         if freed:  # as the state says from now on: it may have been unblocked
@@ -210,3 +197,26 @@ class Blocks:
 
     def _withhold(self) -> None:
         self._builder.withheld = self._journal.targets() | self._stale
+
+
+async def _confirmed(
+    asked: Mapping[str, Coroutine[Any, Any, None]], began: float
+) -> tuple[tuple[Confirmed, ...], tuple[str, ...]]:
+    """All nodes at the same time: who has confirmed, in that order, and who has not, with what is known of it."""
+    confirmed: list[Confirmed] = []
+    pending: list[str] = []
+
+    async def confirm(node: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (OperatorError, OSError, TimeoutError) as error:
+            pending.append(f"{node}: {str(error) or 'no answer in time'}")
+        else:
+            confirmed.append(Confirmed(node, _ms_since(began)))
+
+    await asyncio.gather(*(confirm(node, work) for node, work in asked.items()))
+    return tuple(confirmed), tuple(pending)
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 1)

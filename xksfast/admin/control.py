@@ -31,14 +31,20 @@ CLOCK_INTERVAL_S = 1.0
 class NodeKind(Protocol):
     """What the state is kept in."""
 
-    async def load(self) -> messages.StateLoaded:
-        """Read the state and serve it; again when asked to. OperatorError: what cannot be used, and the former state stays."""
+    async def load(self, config: Config) -> messages.StateLoaded:
+        """Read the state and serve it; again when asked to. OperatorError: what cannot be used, and the former state stays.
+
+        config: may name other certificates than it did at the start; nothing else in it is looked at.
+        """
 
     def link(self, worker: int, fd: int) -> None:
         """A worker was started; fd: a socket to it."""
 
     async def tick(self) -> None:
         """Once a second."""
+
+    def problems(self) -> tuple[str, ...]:
+        """How it stands with the state, a sentence each; asked once a second."""
 
     async def close(self) -> None:
         """Leave nothing behind."""
@@ -69,22 +75,22 @@ class Control:
             case messages.StartControl():
                 harden_process()
                 self._node = _make_node(message.config, self._log, None if fd is None else socket.socket(fileno=fd))
-                self._spawn(self._load())
+                self._spawn(self._load(message.config))
                 self._spawn(self._tick())
             case messages.WorkerLink() if fd is not None and self._node is not None:
                 self._node.link(message.worker, fd)
             case messages.ReloadState():
-                self._spawn(self._load())
+                self._spawn(self._load(message.config))
             case messages.Drain():
                 self._done.set()
 
-    async def _load(self) -> None:
+    async def _load(self, config: Config) -> None:
         """What cannot be used is refused as a whole, and the former state stays."""
         assert self._node is not None
         async with self._lock:
             try:
                 with _objects_that_stay():
-                    loaded = await self._node.load()
+                    loaded = await self._node.load(config)
             except OperatorError as error:
                 self._supervisor.send(messages.StateRefused(problems=tuple(str(error).splitlines())))
             else:
@@ -92,12 +98,17 @@ class Control:
 
     async def _tick(self) -> None:
         assert self._node is not None
+        told: tuple[str, ...] = ()
         while True:
             await asyncio.sleep(CLOCK_INTERVAL_S)
             try:
                 await self._node.tick()
-            except OperatorError as error:
+            except (OperatorError, OSError) as error:
                 self._log.error("tick_failed", problem=str(error))
+            problems = self._node.problems()
+            if problems != told:
+                told = problems
+                self._supervisor.send(messages.StateProblems(problems=problems))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

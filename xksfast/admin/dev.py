@@ -20,6 +20,7 @@ from pathlib import Path
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
 from xksfast.config import Admin, ProxyHealth, parse_address
 from xksfast.errors import OperatorError
+from xksfast.secret_file import write_secret_file
 
 SOFTHSM_MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -228,9 +229,7 @@ def _find(paths: tuple[str, ...]) -> str | None:
 def _kept(path: Path, make: Callable[[], str]) -> str:
     """The text of a 0600 file, made when absent."""
     if not path.exists():
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(make() + "\n")
+        write_secret_file(path, make().encode() + b"\n")
     return path.read_text().strip()
 
 

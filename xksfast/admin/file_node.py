@@ -33,7 +33,7 @@ class FileNode:
         builder = DeltaBuilder(self._secrets, lambda problem: log.error("key_not_served", problem=problem))
         self._publisher = Publisher(builder, log, on_use=lambda _: None)
 
-    async def load(self) -> messages.StateLoaded:
+    async def load(self, _: Config) -> messages.StateLoaded:
         """Read the file, create the keys that it wants created, serve it."""
         document = load_store_file(self._file, self._config)
         for label in create_local_keys(document, self._local_keys):
@@ -64,6 +64,10 @@ class FileNode:
         """New signing keys when the day changes."""
         if self._publisher.renew_signing_keys():
             self._log.info("signing_keys_renewed", seq=self._seq, days=covered_days(int(time.time())))
+
+    def problems(self) -> tuple[str, ...]:
+        """A file that was read is there for good."""
+        return ()
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from xksfast import messages
 from xksfast._version import __version__
-from xksfast.admin.actors import new_token, system_actor
-from xksfast.admin.applying import carry_out, make_source_keys
-from xksfast.admin.block_journal import BlockJournal, PendingBlock
+from xksfast.admin.applying import apply_declared
+from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import Blocks
-from xksfast.admin.declaration import ApplyRequest, plan_of
+from xksfast.admin.hearing import Hearing
+from xksfast.admin.kept_blocks import keep_blocks, recording
 from xksfast.admin.peers import HttpPeers
-from xksfast.admin.plans import keys as key_plans
-from xksfast.admin.plans import stores as store_plans
 from xksfast.admin.publisher import Publisher
+from xksfast.admin.root_operator import make_root
 from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
@@ -43,18 +43,15 @@ from xksfast.log import Log
 from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
-from xksfast.state.declared import read_declared
 from xksfast.state.delta import DeltaBuilder
-from xksfast.state.errors import StateError, StateUnavailable, StateWentBack
-from xksfast.state.events import Change, Event
+from xksfast.state.errors import StateAbsent, StateError, StateFull, StateReadOnly, StateUnavailable, StateWentBack
+from xksfast.state.events import Event
 from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_copy
 from xksfast.state.master_key import configured_master_key
-from xksfast.state.objects import Operator
-from xksfast.state.projection import State
 from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
-from xksfast.state.store import Plan, StateStore
+from xksfast.state.store import StateStore
 
 if TYPE_CHECKING:
     from xksfast.admin.api.server import ApiServer
@@ -66,7 +63,6 @@ USE_INTERVAL_S = 5.0
 COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
-ROOT = "root"
 
 
 class Node:
@@ -86,46 +82,69 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._next: dict[str, float] = {}
         self._opened = False
-        self._heard_at = time.monotonic()  # when the database last answered
-        self._stale: frozenset[str] = frozenset()
+        self._hearing = Hearing(log)
         self._copied_seq = 0
         self._copy_interval_s = COPY_INTERVAL_S
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
+        self._rest_refused = False
         self._linked: Linking | None = None
-        self._went_back = ""
-        self._silence = ""
         self._away = False
 
     # --- start
 
-    async def load(self) -> messages.StateLoaded:
-        """At the start, everything; later there is nothing to read again, since the log is followed all the time."""
+    async def load(self, config: Config) -> messages.StateLoaded:
+        """At the start, everything; later the certificate only, since the log is followed all the time."""
+        certificate = self._reload_certificate(config)
         if not self._opened:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise OperatorError(f"state.directory: {self._directory} cannot be made: {error.strerror}") from None
             await self._open()
             self._opened = True
             for work in (self._follow(), self._beat(), self._serve_rest()):
                 self._spawn(work)
         with self._store.reading() as state:
-            return messages.StateLoaded(seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys))
+            return messages.StateLoaded(
+                seq=state.seq, key_stores=len(state.key_stores), keys=len(state.keys), admin_certificate=certificate
+            )
+
+    def _reload_certificate(self, config: Config) -> str:
+        """See messages.StateLoaded.admin_certificate."""
+        self._config = msgspec.structs.replace(self._config, admin=config.admin, proxy=config.proxy)
+        if self._rest_refused:  # it may be served with this one
+            self._spawn(self._serve_rest())
+            return ""
+        if self._api is None or not self._api.is_tls:
+            return ""
+        rest = importlib.import_module("xksfast.admin.rest")  # loaded already, since REST is served
+        try:
+            self._api.reload_certificate(*rest.tls_files(config))
+        except OperatorError as error:
+            return str(error)
+        return "reloaded"
 
     async def _open(self) -> None:
         self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
         copy = await self._run(lambda: read_copy(self._copy_file))
+        known_seq = copy[0].seq if copy is not None else 0
         try:
-            self._database, self._sealer = await self._run(self._connect)
-        except StateUnavailable as error:
+            self._database, self._sealer = await self._run(partial(self._connect, known_seq))
+        except (StateUnavailable, StateFull, StateReadOnly) as error:
             if copy is None:
                 raise
             await self._run(partial(self._take_copy, copy, error))
+            self._hearing.not_heard(error)
         else:
             self._store = StateStore(self._database, self.name, on_events=self._applied)
             await self._run(self._store.open)
             self._secrets = SecretRows(self._database, self._sealer)
             await self._run(self._secrets.load)
+            if not self._sealer.knows(self._secrets.rows()):
+                raise StateUnavailable("the data key was rotated while this node was started: start it again")
             await self._run(lambda: self._keep_blocks(journal, copy))
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
@@ -153,16 +172,28 @@ class Node:
         )
         self._upkeep = Upkeep(self.service, self._store, self._linking, self._log)
         if not self._away:
-            await self._make_root()
+            await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
-            await self._apply_declared()
+            if self._config.state.apply:
+                await apply_declared(
+                    self.service, self._store, Path(self._config.state.apply), self._config.partition_groups, self._log
+                )
         self._publisher.serve(self._store.reading)
 
-    def _connect(self) -> tuple[Database, Sealer]:
-        """In the state thread. The first node of a new state makes its data key, under the write lock."""
-        database = Database.open(self._config.state.url)
+    def _connect(self, known_seq: int) -> tuple[Database, Sealer]:
+        """In the state thread. The first node of a new state makes its data key, under the write lock.
+
+        known_seq: the newest event that this node has served; 0: none. A database that holds nothing is then not made a new state of:
+        it is another one, or waits for its backup.
+        """
+        database = Database.open(self._config.state.url, create=not known_seq)
         try:
             rows = database.data_keys()
+            if not rows and known_seq:
+                raise StateAbsent(
+                    f"{database.description} holds no state, but this node has served event {known_seq}: restore a backup, or correct "
+                    f"[state] url. To begin with a new state, stop the node and remove {self._copy_file}"
+                )
             if not rows:
                 with database.write(self.name) as writer:
                     rows = writer.data_keys()
@@ -175,7 +206,7 @@ class Node:
             database.close()
             raise
 
-    def _take_copy(self, copy: tuple[LocalCopy, bytes, bytes], why: StateUnavailable) -> None:
+    def _take_copy(self, copy: tuple[LocalCopy, bytes, bytes], why: StateError) -> None:
         """In the state thread: serve what we knew, until the database is there."""
         known, mac, over = copy
         self._sealer = Sealer.open_with(self._master, known.data_keys)
@@ -187,44 +218,37 @@ class Node:
         self._secrets = SecretRows(self._database, self._sealer)
         self._secrets.adopt(known.secrets)
         self._away = True
-        self._heard_at = time.monotonic()
         self._log.error("local_copy_served", seq=known.seq, why=str(why))
 
     async def _come_back(self) -> None:
         """The database may be there now: follow it, if it goes on where the copy ended."""
-        database, self._sealer = await self._run(self._connect)
+        with self._store.reading() as state:
+            seq, head = state.seq, state.head
+
+        def connect() -> tuple[Database, Sealer]:
+            database, sealer = self._connect(seq)
+            own, theirs, _ = database.news(seq, limit=1)
+            if own == head:
+                return database, sealer
+            database.close()
+            raise StateWentBack(database.description, (seq, head), theirs)
+
+        try:
+            database, self._sealer = await self._run(connect)
+        except StateError as error:
+            self._database = cast(Database, AwayDatabase(str(error)))  # what is asked of it meanwhile is told the newest reason
+            raise
         self._database = database
         self._store.connect(database)
         self._secrets.connect(database, self._sealer)
         self._away = False
         self._begin_to_listen()
-        await self._make_root()
+        await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
         await self.usage.read(self._database)
         self._log.info("database_is_back")
 
     def _begin_to_listen(self) -> None:
         threading.Thread(target=self._listen, args=(self._database,), daemon=True, name="listen").start()
-
-    async def _apply_declared(self) -> None:
-        """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
-        if not self._config.state.apply:
-            return
-        declared = await asyncio.to_thread(read_declared, Path(self._config.state.apply))
-        request = ApplyRequest.model_validate({"key_stores": declared})
-        actor = system_actor("apply")
-        with self._store.reading() as state:
-            planned = plan_of(state, request, groups=self._config.partition_groups)
-        for problem in planned.problems:
-            self._log.error("not_applied", problem=problem)
-        if not planned.problems:
-            await make_source_keys(self.service, actor, planned)
-        for step in () if planned.problems else planned.steps:
-            try:
-                await carry_out(self.service, actor, step)
-            except OperatorError as error:
-                self._log.error("not_applied", target=step.target, what=step.what, problem=str(error))
-            else:
-                self._log.info("applied", target=step.target, what=step.what)
 
     async def _linking(self) -> Linking:
         """It brings boto3, half a second's import: when it is needed, and not on the loop."""
@@ -236,6 +260,7 @@ class Node:
     async def _serve_rest(self) -> None:
         if self._listener is None:
             return
+        self._rest_refused = False
         rest = await asyncio.to_thread(importlib.import_module, "xksfast.admin.rest")  # FastAPI takes its time as well
         try:
             self._api = await rest.serve_rest(
@@ -253,58 +278,26 @@ class Node:
                 log=self._log,
             )
         except OperatorError as error:
-            self._log.error("admin_not_served", problem=str(error))
+            self._rest_refused = True
+            self._log.error("admin_not_served", problem=str(error), next="mend it, then send SIGHUP")
 
     @property
     def _copy_file(self) -> Path:
         return self._directory / "copy.jsonl"
 
     def _keep_blocks(self, journal: BlockJournal, copy: tuple[LocalCopy, bytes, bytes] | None) -> None:
-        """In the state thread. A database that was restored from before a block must not undo it: the block goes to the journal."""
-        if copy is None or not is_genuine(copy[1], copy[2], self._sealer):
+        """In the state thread. A database that was restored from before a block must not undo it."""
+        if copy is None:
             return
         known = copy[0]
-        if known.seq == 0 or self._database.news(known.seq)[0] == known.head:  # it goes on where we were
+        own, theirs, _ = self._database.news(known.seq, limit=1)
+        if own == known.head:  # it goes on where we were
             return
+        self._log.error(
+            "older_state_served", known_seq=known.seq, seq=theirs[0], next="changes after its backup are to be made anew"
+        )
         with self._store.reading() as state:
-            for value, _ in known.objects:
-                blocked = getattr(value, "blocked", False)
-                now = state.find(value.kind, value.id)
-                if blocked and now is not None and not getattr(now, "blocked", False):
-                    journal.add(
-                        PendingBlock(
-                            block_id=f"restored-{known.seq}-{value.kind}-{value.id}",
-                            kind=value.kind,
-                            target=value.id,
-                            reason=getattr(value, "blocked_reason", "") or "it was blocked before the database was restored",
-                            actor="system:restore",
-                            address="local",
-                            node=self.name,
-                            at_ms=_now_ms(),
-                        )
-                    )
-                    self._log.warning("block_kept", kind=value.kind, id=value.id, why="the database went back to before it")
-
-    async def _make_root(self) -> None:
-        """The first operator; its token goes to a file that only we can read, before the operator exists."""
-        with self._store.reading() as state:
-            if state.operators:
-                return
-        token, hashed = new_token()
-        path = Path(self._admin.token_file)
-        await self._run(lambda: _write_secret_file(path, token))
-
-        def plan(state: State) -> Plan:
-            if state.operators:  # another node was faster
-                return Plan()
-            root = Operator(name=ROOT, role="admin", token_sha256=hashed, created_at=int(time.time()))
-            return Plan(changes=[Change("operator.create", root.kind, root.id, None, root)])
-
-        committed = await self._run(lambda: self._store.transact(system_actor("start").origin, plan))
-        if committed.events:
-            self._log.info("operator_created", name=ROOT, token_file=str(path))
-        else:
-            path.unlink(missing_ok=True)
+            keep_blocks(journal, known, state, self.name, self._log)
 
     def link(self, worker: int, fd: int) -> None:
         """A worker was started."""
@@ -346,27 +339,20 @@ class Node:
                 if self._away:
                     await self._come_back()
                 events = await self._run(self._store.catch_up)
-            except StateWentBack as error:
-                if str(error) != self._went_back:
-                    self._went_back = str(error)
-                    self._log.error("state_went_back", problem=str(error))
             except StateError as error:
-                self._say_silence(str(error))
+                self._hearing.not_heard(error)
+                await asyncio.sleep(POLL_INTERVAL_S)
+            except OperatorError as error:  # it is there, but something else that belongs to it is not: tried again
+                self._log.error("database_not_followed", problem=str(error))
                 await asyncio.sleep(POLL_INTERVAL_S)
             else:
-                self._say_silence("")
-                self._heard_at = time.monotonic()
+                self._hearing.heard()
                 if events:
                     await self._say_alive()  # other nodes wait for our acknowledgement
 
-    def _say_silence(self, problem: str) -> None:
-        """Once when the database falls silent, once when it is heard again."""
-        if bool(problem) != bool(self._silence):
-            if problem:
-                self._log.error("state_not_heard", problem=problem)
-            else:
-                self._log.info("state_heard_again", silent_s=round(time.monotonic() - self._heard_at, 1))
-        self._silence = problem
+    def problems(self) -> tuple[str, ...]:
+        """How this node stands with its database; a sentence each."""
+        return self._hearing.problems()
 
     async def _beat(self) -> None:
         while True:
@@ -382,12 +368,16 @@ class Node:
             heartbeat_ms=_now_ms(),
             acked_seq=self._publisher.applied_seq,
             restricted_seq=self._publisher.restricted_seq,
+            details={"problems": list(self.problems())},
         )
         try:
             await self._run(lambda: self._database.heartbeat(row))
+        except StateError as error:
+            self._hearing.not_written(error)
+        else:
+            self._hearing.written()
+        with suppress(StateError):  # _follow tells of it
             self._peers.update(await self._run(self._database.nodes))
-        except StateError:
-            pass  # _follow tells of it
 
     # --- once a second
 
@@ -398,7 +388,7 @@ class Node:
         if self._publisher.renew_signing_keys():
             self._log.info("signing_keys_renewed")
         self._look_for_staleness()
-        await self.blocks.record_pending(_plan_of)
+        await self.blocks.record_pending(recording)
         if self._is_time("use", USE_INTERVAL_S):
             self._publisher.ask_usage()
             self._spawn(self.usage.write(self._database))
@@ -419,17 +409,10 @@ class Node:
 
     def _look_for_staleness(self) -> None:
         """A store that does not want to be served from old news is refused after its time."""
-        silent_s = time.monotonic() - self._heard_at
         with self._store.reading() as state:
-            stale = frozenset(
-                store.name
-                for store in state.key_stores.values()
-                if store.on_stale == "refuse" and silent_s > store.stale_after_s
-            )
-        if stale != self._stale:
-            self._log.warning("stale_stores", refused=sorted(stale), silent_s=round(silent_s))
-            self._stale = stale
-            self.blocks.withhold_stale({("key_store", name) for name in stale})
+            stale = self._hearing.look_for_staleness(state)
+        if stale is not None:
+            self.blocks.withhold_stale(stale)
 
     async def _write_copy(self) -> None:
         with self._store.reading() as state:
@@ -447,9 +430,13 @@ class Node:
         try:
             self._copied_seq = await self._run(write)
             self._copy_interval_s = max(COPY_INTERVAL_S, 20 * (time.monotonic() - began))
-            await self._run(self._make_checkpoint)
         except (OSError, StateError) as error:
             self._log.warning("local_copy_not_written", problem=str(error))
+            return
+        try:
+            await self._run(self._make_checkpoint)
+        except StateError as error:
+            self._log.warning("checkpoint_not_written", problem=str(error))
 
     def _make_checkpoint(self) -> None:
         """In the state thread: a MAC over where the log ends, by which a truncation is seen."""
@@ -475,26 +462,19 @@ class Node:
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What ends by a fault of ours must not end in silence."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            frames = traceback.extract_tb(fault.__traceback__)[-8:]
+            self._log.error(
+                "task_failed",
+                problem=type(fault).__name__,
+                where=[f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames],
+            )
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _write_secret_file(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.fchmod(fd, 0o600)
-        os.write(fd, text.encode() + b"\n")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _plan_of(block: PendingBlock) -> Callable[[State], list[Change]]:
-    if block.kind == "key_store":
-        return lambda state: store_plans.set_blocked(state, block.target, True, block.reason)
-    store, _, external_key_id = block.target.partition("/")
-    return lambda state: key_plans.set_blocked(state, store, external_key_id, True, block.reason)

@@ -54,7 +54,9 @@ class HttpPeers:
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
         """Returns when the node's workers have confirmed."""
-        row = self._rows[node]
+        row = self._rows.get(node)
+        if row is None:
+            raise OperatorError("it has not been heard of for a while")
         if not row.url:
             raise OperatorError("it has no [admin] url, so it hears of blocks through the database only")
         body = msgspec.json.encode(block)
@@ -74,8 +76,10 @@ class HttpPeers:
     async def restricted(self, node: str, seq: int) -> None:
         """Until the node says so in the database."""
         while True:
-            rows = {row.name: row for row in await self._read_nodes()}
-            if node not in rows or rows[node].restricted_seq >= seq:
+            row = {row.name: row for row in await self._read_nodes()}.get(node)
+            if row is not None and row.details.get("problems"):  # it follows another log, or none
+                raise OperatorError("; ".join(map(str, row.details["problems"])))
+            if row is None or row.restricted_seq >= seq:
                 return
             await asyncio.sleep(ASK_AGAIN_S)
 

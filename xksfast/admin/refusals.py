@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 from xksfast.errors import OperatorError
+from xksfast.state.records import Idempotency
 
 Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conflict", "stale", "too_many", "unavailable"]
 
@@ -26,6 +27,14 @@ class Refused(OperatorError):
         self.what = what
         self.why = why
         self.next = next
+
+
+class Repeated(Exception):
+    """No refusal: what is asked for was carried out before. row: what was answered then."""
+
+    def __init__(self, row: Idempotency) -> None:
+        super().__init__("this request was carried out before")
+        self.row = row
 
 
 def invalid(field: str, problem: str | None, value: object = None) -> None:

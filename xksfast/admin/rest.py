@@ -59,17 +59,17 @@ async def serve_rest(
         nodes=reads.nodes,
         verify_log=reads.verify,
         used=lambda name: usage.of_store(database(), name),
-        replays=Replays(DatabaseShelf(database, node, run), Box(lambda label, data: sealer().mac(label, data)), log),
+        replays=Replays(DatabaseShelf(database, run), Box(lambda label, data: sealer().mac(label, data))),
         log=log,
         certificate=Path(config.proxy.tls.certificate) if config.proxy.tls is not None else None,
         peers=PeerDoor(lambda stamp, mac, body: is_authentic(sealer(), stamp, mac, body, int(time.time())), blocks.enforce),
         linking=linking,
     )
-    certificate, private_key = _tls_files(config)
+    certificate, private_key = tls_files(config)
     return await serve_api(await prepared_app(parts), listener, log, certificate=certificate, private_key=private_key)
 
 
-def _tls_files(config: Config) -> tuple[str, str]:
+def tls_files(config: Config) -> tuple[str, str]:
     """Its own pair, or the proxy's; ("", ""): plain HTTP, on loopback."""
     admin = config.admin or Admin()
     if admin.certificate:

@@ -19,9 +19,8 @@ from xksfast.admin.blocks import Blocks, Confirmation
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
 from xksfast.admin.plans.common import at_revision, check_revision, find_key, find_store
 from xksfast.admin.publisher import Publisher
-from xksfast.admin.refusals import Refused, no_such
+from xksfast.admin.refusals import Refused, Repeated, no_such
 from xksfast.admin.requests import (
-    BulkRequest,
     ConnectionCreate,
     CredentialGiven,
     KeyCreate,
@@ -39,7 +38,7 @@ from xksfast.state.projection import State
 from xksfast.state.records import SealedSecret
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
-from xksfast.state.store import Plan, StateStore
+from xksfast.state.store import Once, Plan, StateStore
 from xksfast.toml_reader import nearest
 
 ACCESS_KEY_ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -96,7 +95,9 @@ class Service:
 
     # --- key stores
 
-    async def create_store(self, actor: Actor, request: StoreCreate) -> tuple[KeyStore, list[IssuedCredential]]:
+    async def create_store(
+        self, actor: Actor, request: StoreCreate, once: Once | None = None
+    ) -> tuple[KeyStore, list[IssuedCredential]]:
         """Create a store with its first credential, after a trial operation on its key source."""
         actor.require("manage")
         now = _now()
@@ -106,20 +107,16 @@ class Service:
         if planned.partition_group is not None:
             await self._source_keys.prove(planned.partition_group, planned.health_check_label, ("ENCRYPT", "DECRYPT"))
         issued, sealed = self._new_credentials(planned.name, request.credentials)
+        given = {credential.access_key_id for credential in request.credentials}
 
         def plan(state: State) -> Plan:
             store = stores.new_store(state, request, groups=groups, now=now)
             made = [credentials.new_credential(state, store.name, access_key_id, now=now) for access_key_id in issued]
-            return Plan(changes=stores.create(store, made), new_secrets=sealed, answer=(store, made))
+            shown = [IssuedCredential(one, issued[one.access_key_id]) for one in made if one.access_key_id not in given]
+            return Plan(changes=stores.create(store, made), new_secrets=sealed, answer=(store, shown))
 
-        store, made = await self.commit(actor, plan)
-        given = {credential.access_key_id for credential in request.credentials}
-        shown = [
-            IssuedCredential(credential, issued[credential.access_key_id])
-            for credential in made
-            if credential.access_key_id not in given
-        ]
-        return store, shown
+        done: tuple[KeyStore, list[IssuedCredential]] = await self.commit(actor, plan, once=once)
+        return done
 
     async def update_store(self, actor: Actor, name: str, request: StoreUpdate, revision: int | None = None) -> KeyStore:
         """Change what the request names."""
@@ -169,7 +166,9 @@ class Service:
 
     # --- credentials
 
-    async def rotate_credential(self, actor: Actor, store: str, given: CredentialGiven | None = None) -> IssuedCredential:
+    async def rotate_credential(
+        self, actor: Actor, store: str, given: CredentialGiven | None = None, once: Once | None = None
+    ) -> IssuedCredential:
         """A new credential; those that there are stay until they are removed. given: made elsewhere, its secret is not shown."""
         actor.require("operate", store)
         now = _now()
@@ -178,10 +177,13 @@ class Service:
 
         def plan(state: State) -> Plan:
             changes = credentials.rotate(state, store, access_key_id, now=now)
-            return Plan(changes=changes, new_secrets=sealed, answer=changes[0].after)
+            made = changes[0].after
+            assert isinstance(made, Credential)
+            shown = IssuedCredential(made, "" if given else issued[access_key_id])
+            return Plan(changes=changes, new_secrets=sealed, answer=shown)
 
-        credential = await self.commit(actor, plan)
-        return IssuedCredential(credential, "" if given else issued[access_key_id])
+        done: IssuedCredential = await self.commit(actor, plan, once=once)
+        return done
 
     async def remove_credential(
         self, actor: Actor, store: str, access_key_id: str, revision: int | None = None, *, dry_run: bool = False
@@ -204,7 +206,7 @@ class Service:
 
     # --- keys
 
-    async def create_key(self, actor: Actor, store: str, request: KeyCreate) -> Key:
+    async def create_key(self, actor: Actor, store: str, request: KeyCreate, once: Once | None = None) -> Key:
         """A HYOK key, with a source key of its own unless the request names one."""
         actor.require("operate", store)
         now = _now()
@@ -216,11 +218,17 @@ class Service:
         plan: Callable[[State], Plan] = lambda state: Plan(  # noqa: E731
             changes=keys.create(state, store, request, label, owned=owned, now=now)
         )
-        await self.commit(actor, plan)
+        await self.commit(actor, plan, once=once)
         return self.key(actor, store, request.external_key_id)
 
     async def rotate_key(
-        self, actor: Actor, store: str, external_key_id: str, request: KeyRotate, revision: int | None = None
+        self,
+        actor: Actor,
+        store: str,
+        external_key_id: str,
+        request: KeyRotate,
+        revision: int | None = None,
+        once: Once | None = None,
     ) -> Key:
         """A new version that encrypts from now on; all former ones go on decrypting."""
         actor.require("operate", store)
@@ -232,7 +240,7 @@ class Service:
         label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
         await self._change(
-            actor, lambda state: keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision
+            actor, lambda state: keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision, once=once
         )
         return self.key(actor, store, external_key_id)
 
@@ -293,56 +301,20 @@ class Service:
             find_store(state, store)
             return list(state.keys_of(store).values())
 
-    # --- many at once
-
-    async def bulk(self, actor: Actor, request: BulkRequest, progress: Callable[[int, int], None]) -> list[tuple[str, str]]:
-        """The same for each store and key that is named; (name, what went wrong or "") in that order. Goes on after a refusal."""
-        targets = [(name, "") for name in request.stores]
-        targets += [(store, key) for store, _, key in (each.partition("/") for each in request.keys)]
-        results = []
-        for number, (store, key) in enumerate(targets, 1):
-            problem = ""
-            try:
-                problem = await self._bulk_step(actor, request, store, key)
-            except Refused as refusal:
-                problem = str(refusal)
-            results.append((key_id(store, key) if key else store, problem))
-            progress(number, len(targets))
-        return results
-
-    async def _bulk_step(self, actor: Actor, request: BulkRequest, store: str, key: str) -> str:
-        """What was done in part only, or ""."""
-        match request.action, bool(key):
-            case "block", True:
-                return (await self.block_key(actor, store, key, request.reason)).fault
-            case "block", False:
-                return (await self.block_store(actor, store, request.reason)).fault
-            case "unblock", True:
-                return (await self.unblock_key(actor, store, key)).fault
-            case "unblock", False:
-                return (await self.unblock_store(actor, store)).fault
-            case (("enable" | "disable"), True):
-                await self.enable_key(actor, store, key, request.action == "enable")
-                return ""
-            case _:
-                raise Refused(
-                    "invalid",
-                    "stores-have-no-such-state",
-                    f"A key store cannot be {request.action}d",
-                    next="Block or unblock it",
-                    field="stores",
-                )
-
     # --- operators and AWS connections
 
-    async def create_operator(self, actor: Actor, request: OperatorCreate) -> tuple[Operator, str]:
+    async def create_operator(self, actor: Actor, request: OperatorCreate, once: Once | None = None) -> tuple[Operator, str]:
         """(the operator, the token, which is shown this once)."""
         actor.require("manage")
         token, hashed = new_token()
         now = _now()
-        await self._change(actor, lambda state: operators.create(state, request, hashed, now=now))
-        with self._store.reading() as state:
-            return state.operators[request.name], token
+
+        def plan(state: State) -> Plan:
+            changes = operators.create(state, request, hashed, now=now)
+            return Plan(changes=changes, answer=(changes[0].after, token))
+
+        done: tuple[Operator, str] = await self.commit(actor, plan, once=once)
+        return done
 
     async def delete_operator(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
@@ -355,10 +327,10 @@ class Service:
         with self._store.reading() as state:
             return sorted(state.operators.values(), key=lambda operator: operator.name)
 
-    async def create_connection(self, actor: Actor, request: ConnectionCreate) -> AwsConnection:
+    async def create_connection(self, actor: Actor, request: ConnectionCreate, once: Once | None = None) -> AwsConnection:
         """How to reach AWS KMS."""
         actor.require("manage")
-        await self._change(actor, lambda state: operators.create_connection(state, request, now=_now()))
+        await self._change(actor, lambda state: operators.create_connection(state, request, now=_now()), once=once)
         with self._store.reading() as state:
             return state.aws_connections[request.name]
 
@@ -397,12 +369,19 @@ class Service:
         with self._store.reading() as state:
             return state.revisions[value.kind, value.id]
 
-    async def commit(self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False) -> Any:
-        """Commit, and wait until this node's workers serve it. dry_run: only whether it would be refused."""
+    async def commit(
+        self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False, once: Once | None = None
+    ) -> Any:
+        """Commit, and wait until this node's workers serve it. dry_run: only whether it would be refused.
+
+        once: see StateStore.transact. Repeated when it was carried out before.
+        """
         if dry_run:
             with self._store.reading() as state:
                 return plan(state).answer
-        committed = await self._run(lambda: self._store.transact(actor.origin, plan))
+        committed = await self._run(lambda: self._store.transact(actor.origin, plan, once=once))
+        if committed.repeated is not None:
+            raise Repeated(committed.repeated)
         if committed.events:
             await self._publisher.applied(committed.events[-1].seq, SERVED_PATIENCE_S)
         return committed.answer
@@ -419,10 +398,17 @@ class Service:
         await self._source_keys.make(group, wanted)
 
     async def _change(
-        self, actor: Actor, changes: Callable[[State], list[Change]], revision: int | None = None, *, dry_run: bool = False
+        self,
+        actor: Actor,
+        changes: Callable[[State], list[Change]],
+        revision: int | None = None,
+        *,
+        dry_run: bool = False,
+        once: Once | None = None,
     ) -> None:
         """Commit changes to one object, which the client has seen at this revision."""
-        await self.commit(actor, lambda state: Plan(changes=at_revision(state, changes(state), revision)), dry_run=dry_run)
+        plan: Callable[[State], Plan] = lambda state: Plan(changes=at_revision(state, changes(state), revision))  # noqa: E731
+        await self.commit(actor, plan, dry_run=dry_run, once=once)
 
     async def _provide_source(self, actor: Actor, place: str, label: str, usage: Sequence[str], *, make: bool) -> bool:
         """The source key is there and proven when this returns; whether it is ours."""

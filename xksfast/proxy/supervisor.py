@@ -103,6 +103,7 @@ class Supervisor:
         self._early_ends = 0
         self._failure: OperatorError | None = None
         self._candidate: Config | None = None
+        self._state_problems: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -302,6 +303,7 @@ class Supervisor:
     # --- control
 
     def _control_started(self) -> None:
+        self._state_problems = ()  # it tells anew
         listener = self._admin_address.sock if self._admin_address is not None else None
         self._control.send(messages.StartControl(config=self._config), listener)
         for worker in self._workers:
@@ -311,8 +313,11 @@ class Supervisor:
         match message:
             case messages.StateLoaded():
                 self._log.info("state_loaded", seq=message.seq, key_stores=message.key_stores, keys=message.keys)
+                self._admin_certificate_reloaded(message.admin_certificate)
                 if not self._workers[0].started:  # now that the key tool is done with the tokens
                     self._start_next_worker()
+            case messages.StateProblems():
+                self._state_problems = message.problems
             case messages.StateRefused():
                 if self._announced:
                     self._log.error("state_kept", problems=message.problems)
@@ -350,7 +355,11 @@ class Supervisor:
                 self._log.error("reload_refused", problems=str(error).splitlines())
                 return
         tls = fresh.proxy.tls if fresh.proxy.tls and self._config.proxy.tls else self._config.proxy.tls
-        self._candidate = msgspec.structs.replace(self._config, proxy=msgspec.structs.replace(self._config.proxy, tls=tls))
+        admin = self._config.admin
+        if admin is not None and fresh.admin is not None:
+            admin = msgspec.structs.replace(admin, certificate=fresh.admin.certificate, private_key=fresh.admin.private_key)
+        proxy = msgspec.structs.replace(self._config.proxy, tls=tls)
+        self._candidate = msgspec.structs.replace(self._config, proxy=proxy, admin=admin)
         later = different_keys(msgspec.to_builtins(self._candidate), msgspec.to_builtins(fresh))
         self._log.info("reloading")
         if later:
@@ -358,14 +367,22 @@ class Supervisor:
         if tls is not None:
             for worker in self._workers:
                 worker.child.send(messages.ReloadCertificates(config=self._candidate))
-        self._control.send(messages.ReloadState())
+        self._control.send(messages.ReloadState(config=self._candidate))
 
     def _certificates_reloaded(self, worker: WorkerSlot, problem: str) -> None:
         if problem:
             self._log.error("certificates_kept", worker=worker.index, problem=problem)
             return
         self._log.info("certificates_reloaded", worker=worker.index)
-        self._config = self._candidate or self._config  # a worker that is started again begins with them
+        if self._candidate is not None:  # a worker that is started again begins with them
+            self._config = msgspec.structs.replace(self._candidate, admin=self._config.admin)
+
+    def _admin_certificate_reloaded(self, outcome: str) -> None:
+        if outcome == "reloaded" and self._candidate is not None:
+            self._log.info("admin_certificate_reloaded")
+            self._config = msgspec.structs.replace(self._config, admin=self._candidate.admin)
+        elif outcome:
+            self._log.error("admin_certificate_kept", problem=outcome)
 
     async def _shut_down(self) -> None:
         """Accept nothing more, have the requests at hand finished, leave no process."""
@@ -414,6 +431,7 @@ class Supervisor:
             pid=os.getpid(),
             started_unix_s=self._started_unix_s,
             now_unix_s=time(),
+            state_problems=self._state_problems,
         )
 
     async def _status_page(self) -> tuple[str, bytes]:

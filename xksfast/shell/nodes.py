@@ -42,3 +42,6 @@ def list_nodes(shell: Shell) -> None:
         )()  # fmt: skip
 
     shell.show(found, rows)
+    for each in found:
+        for problem in each["problems"]:
+            shell.say(f"node {each['name']}: {problem}")

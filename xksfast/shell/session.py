@@ -21,6 +21,7 @@ import orjson
 import typer
 
 from xksfast.errors import OperatorError
+from xksfast.secret_file import write_secret_file as write_secret_file
 
 if TYPE_CHECKING:
     from xksfast.shell.client import Client
@@ -256,18 +257,6 @@ def state_cell(blocked: bool, state: str = "") -> Any:
     if blocked:
         return Text("blocked", style="red")
     return Text(state.lower() or "served", style="yellow" if state == "DISABLED" else "green")
-
-
-def write_secret_file(path: Path, content: bytes) -> None:
-    """A new file that only its owner can read. OperatorError when there is one already."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-    except FileExistsError:
-        raise OperatorError(f"{path} is there already: choose another name, or move it away first") from None
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def check_new_file(path: Path | None) -> None:

@@ -42,6 +42,7 @@ TABLES = (
     schema.credential_use,
     schema.checkpoints,
 )
+_COUNTERS = {schema.key_use.name, schema.credential_use.name}
 _BATCH = 500
 _PROGRESS_ROWS = 5_000
 
@@ -153,18 +154,22 @@ def restore(database: Database, path: Path, *, progress: Progress | None = None)
     total = sum(info.counts.values())
     with database.restoring() as connection:
         held = [table.name for table in TABLES if connection.execute(select(table).limit(1)).first() is not None]
-        if held:
+        counted = rows.use(connection)
+        if set(held) - _COUNTERS:
             raise StateError(
                 f"{database.description} is not empty (it has {', '.join(held)}): a backup is restored into an empty database only"
             )
-        connection.execute(delete(schema.nodes))  # what they served belongs to the log that is gone
+        # Nodes that run meanwhile: what they served belongs to the log that is gone, what they counted since is counted on top.
+        for table in (schema.nodes, schema.key_use, schema.credential_use):
+            connection.execute(delete(table))
         done = 0
         for table, batch in _batches(_Reader(path).rows()):
             connection.execute(insert(table), batch)
             done += len(batch)
             if progress is not None:
                 progress(done, total)
-    report = verify(database)
+        database.add_use_within(connection, counted.keys, counted.credentials)
+    report = verify(database, nodes=False)  # nodes that run meanwhile tell of the log that is gone
     if not report.is_good or (report.seq, report.head) != (info.seq, info.head):
         problems = "; ".join(problem.text for problem in report.problems[:5]) or "it ends at another event"
         raise StateCorrupt(f"{database.description} is not what {path} holds: {problems}")

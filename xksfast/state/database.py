@@ -202,6 +202,11 @@ class Database:
 
         Whoever is told OutcomeUnknown may add the same again: too many is the safe side. ValueError for a negative count.
         """
+        with self._changing() as connection:
+            self.add_use_within(connection, keys, credentials)
+
+    def add_use_within(self, connection: Connection, keys: Iterable[KeyUse], credentials: Iterable[CredentialUse]) -> None:
+        """The same in a transaction that there is already."""
         counted: dict[tuple[str, str, int], int] = {}
         for key in keys:
             if key.encryptions < 0:
@@ -217,11 +222,10 @@ class Database:
         for use in credentials:
             latest[use.store, use.access_key_id] = max(use.last_used, latest.get((use.store, use.access_key_id), 0))
         uses = [{"store": store, "access_key_id": id_, "last_used": at} for (store, id_), at in sorted(latest.items())]
-        with self._changing() as connection:
-            if counts:
-                connection.execute(self._adding(schema.key_use, "encryptions", later=False), counts)
-            if uses:
-                connection.execute(self._adding(schema.credential_use, "last_used", later=True), uses)
+        if counts:
+            connection.execute(self._adding(schema.key_use, "encryptions", later=False), counts)
+        if uses:
+            connection.execute(self._adding(schema.credential_use, "last_used", later=True), uses)
 
     def _adding(self, table: Table, column: str, *, later: bool) -> Any:
         """INSERT that adds to the column of a row that is there; later: that keeps the greater of both."""
@@ -233,15 +237,7 @@ class Database:
     def use(self) -> Use:
         """All counters."""
         with self.reading() as connection:
-            keys = [
-                KeyUse(store=row.store, external_key_id=row.external_key_id, version=row.version, encryptions=row.encryptions)
-                for row in rows.stream(connection, schema.key_use, "store", "external_key_id", "version")
-            ]
-            uses = [
-                CredentialUse(store=row.store, access_key_id=row.access_key_id, last_used=row.last_used)
-                for row in rows.stream(connection, schema.credential_use, "store", "access_key_id")
-            ]
-        return Use(keys, uses)
+            return rows.use(connection)
 
     def idempotency(self, key: str) -> Idempotency | None:
         """What was answered to the request with this key."""

@@ -17,6 +17,10 @@ class StateUnavailable(StateError):
     """It cannot be reached, does not answer in time, or another node holds its lock. Nothing was changed; trying again may help."""
 
 
+class StateAbsent(StateUnavailable):
+    """The database can be reached and holds no state."""
+
+
 class StateFull(StateError):
     """There is no room on its disk. Nothing was changed."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from xksfast.state.backend import Backend
-from xksfast.state.errors import StateError, StateTooNew
+from xksfast.state.errors import StateAbsent, StateError, StateTooNew
 from xksfast.state.schema import REVISION
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -24,7 +24,7 @@ def bring_up_to_date(backend: Backend, *, create: bool) -> None:
     if found == REVISION:
         return
     if found is None and not create:
-        raise StateError(f"{backend.description} holds no state: correct [state] url, or start xksfast once to create it")
+        raise StateAbsent(f"{backend.description} holds no state: correct [state] url, or start xksfast once to create it")
     with backend.begin_write() as connection:
         found = revision_of(connection)  # another node may have done it while we waited
         if found == REVISION:

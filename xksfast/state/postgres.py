@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql as dialect
 from sqlalchemy.exc import DBAPIError
 
 from xksfast.state.backend import CHANNEL, PATIENCE_S, Backend, first_line
-from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
+from xksfast.state.errors import StateAbsent, StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
 
 T = TypeVar("T")
 
@@ -180,6 +180,8 @@ class PostgresBackend(Backend):
                 f"{where}: another node holds the write lock and does not let go of it: nothing was changed. Try again; "
                 "if it stays so, look for its session in pg_locks (locktype advisory)"
             )
+        if code == "42P01":
+            return StateAbsent(f"{where} holds no state ({says}): restore a backup, or correct [state] url")
         if code == "57014":
             return StateUnavailable(
                 f"{where} is too slow: it needed more than {PATIENCE_S:g} s for a statement. Look at its load"

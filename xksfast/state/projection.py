@@ -7,7 +7,7 @@ apply is given only what is committed; a use case that is refused half way leave
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from xksfast.state.events import GENESIS, Event
@@ -23,6 +23,15 @@ from xksfast.state.objects import (
 )
 
 Kind = TypeVar("Kind")
+
+TABLES = {  # attribute of a State -> kind of the objects in it
+    "key_stores": KeyStore.kind,
+    "credentials": Credential.kind,
+    "keys": Key.kind,
+    "source_keys": SourceKey.kind,
+    "aws_connections": AwsConnection.kind,
+    "operators": Operator.kind,
+}
 
 
 class State:
@@ -47,14 +56,7 @@ class State:
         self._keys_of: dict[str, dict[str, Key]] = {}
         self._credentials_of: dict[str, dict[str, Credential]] = {}
         self._users: dict[str, dict[str, None]] = {}  # source key id -> ids of the keys with a version of it
-        self._tables: dict[str, dict[str, Stored]] = {
-            "key_store": self.key_stores,  # type: ignore[dict-item]
-            "credential": self.credentials,  # type: ignore[dict-item]
-            "key": self.keys,  # type: ignore[dict-item]
-            "source_key": self.source_keys,  # type: ignore[dict-item]
-            "aws_connection": self.aws_connections,  # type: ignore[dict-item]
-            "operator": self.operators,  # type: ignore[dict-item]
-        }
+        self._tables: dict[str, dict[str, Stored]] = {kind: getattr(self, name) for name, kind in TABLES.items()}
 
     # --- folding
 
@@ -84,6 +86,28 @@ class State:
                 self._put(value, former)
                 self.revisions[event.kind, event.id] = event.seq
             self.seq, self.head = event.seq, event.hash
+
+    def after(self, events: Sequence[Event]) -> State:
+        """Another State, to look at: this one as `apply` of these events would make it. This one stays as it is.
+
+        It shares with this one what the events do not touch, so that it is quickly made of very many objects; users_of is not known.
+        """
+        touched = {event.kind for event in events}
+        values = [value for event in events for value in (event.object_before(), event.object_after())]
+        stores = {value.store for value in values if isinstance(value, Key | Credential)}
+        made = State()
+        made.__dict__.update(self.__dict__)
+        for name in ("operators_by_token", "revisions", "_store_by_prefix"):
+            setattr(made, name, dict(getattr(self, name)))
+        for name, kind in TABLES.items():
+            table = getattr(self, name)
+            setattr(made, name, dict(table) if kind in touched else table)
+        made._tables = {kind: getattr(made, name) for name, kind in TABLES.items()}
+        made._keys_of = {**self._keys_of, **{store: dict(self.keys_of(store)) for store in stores}}
+        made._credentials_of = {**self._credentials_of, **{store: dict(self.credentials_of(store)) for store in stores}}
+        made._users = {}
+        made.apply(events)
+        return made
 
     def _put(self, value: Stored, former: Stored | None = None) -> None:
         """In the place of `former`, whose indexes are gone: a dict keeps the order of what is replaced in it."""

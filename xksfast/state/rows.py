@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select
 
+from xksfast.messages import CredentialUse, KeyUse
 from xksfast.state import schema
 from xksfast.state.events import GENESIS, Event
+from xksfast.state.records import Use
 
 Record = TypeVar("Record")
 
@@ -160,6 +162,19 @@ def all_of(connection: Connection, table: Table, record: type[Record]) -> list[R
 def some_of(connection: Connection, table: Table, record: type[Record], where: ColumnElement[bool]) -> list[Record]:
     """The rows that fulfil a condition."""
     return _records(connection.execute(select(table).where(where)).all(), table, record)
+
+
+def use(connection: Connection) -> Use:
+    """All counters."""
+    keys = [
+        KeyUse(store=row.store, external_key_id=row.external_key_id, version=row.version, encryptions=row.encryptions)
+        for row in stream(connection, schema.key_use, "store", "external_key_id", "version")
+    ]
+    credentials = [
+        CredentialUse(store=row.store, access_key_id=row.access_key_id, last_used=row.last_used)
+        for row in stream(connection, schema.credential_use, "store", "access_key_id")
+    ]
+    return Use(keys, credentials)
 
 
 def _records(rows: Iterable[Row[Any]], table: Table, record: type[Record]) -> list[Record]:

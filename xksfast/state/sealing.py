@@ -76,6 +76,10 @@ class Sealer:
             raise SealError("the state has no data key: restore it from a backup, or start with an empty one")
         return cls(keys)
 
+    def knows(self, rows: Iterable[SealedSecret]) -> bool:
+        """Whether the data keys of all of these are here."""
+        return all(row.data_key_id in self._keys for row in rows)
+
     # --- sealing
 
     def seal(self, secret: Secret, id: str, purpose: Purpose, *, version: int = 1) -> SealedSecret:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from xksfast.state.backend import PATIENCE_S, Backend, first_line
-from xksfast.state.errors import StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
+from xksfast.state.errors import StateAbsent, StateCorrupt, StateError, StateFull, StateReadOnly, StateUnavailable
 
 _IMMEDIATE = "xksfast_immediate"  # execution option: the transaction takes the write lock as it begins
 
@@ -45,9 +45,7 @@ class SqliteBackend(Backend):
     def _make_private(self, create: bool) -> None:
         """The file, for its owner's eyes only; SQLite gives the files beside it the same mode."""
         try:
-            os.close(
-                os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if create else os.O_RDONLY | os.O_CLOEXEC, 0o600)
-            )
+            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600))
             if self._path.stat().st_mode & 0o077:
                 self._path.chmod(0o600)
         except FileNotFoundError:
@@ -135,6 +133,8 @@ class SqliteBackend(Backend):
             return StateCorrupt(f"{where} is damaged ({says}): stop xksfast, keep the file, and restore a backup")
         if isinstance(cause, sqlite3.IntegrityError):
             return StateCorrupt(f"{where} contradicts what was to be written ({says}): run `xksfast audit verify`")
+        if says.startswith("no such table"):
+            return StateAbsent(f"{where} holds no state ({says}): restore a backup, or correct [state] url")
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) or isinstance(cause, sqlite3.OperationalError):
             return StateUnavailable(f"{where} cannot be used ({says}): look at its disk and its directory, then try again")
         return StateError(f"{where}: {says}")

@@ -31,7 +31,19 @@ class Plan:
     new_secrets: Sequence[SealedSecret] = ()
     removed_secrets: Sequence[str] = ()
     answer: Any = None
-    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A request that is carried out once. key: by which it is known. forget_before_ms: answers from before are none any more.
+
+    answer(state as the change leaves it, the plan's answer): what a repetition is told. It is kept in the transaction of the change,
+    so there is never the one without the other. Called under the write lock, so it is quick and only looks.
+    """
+
+    key: str
+    answer: Callable[[State, Any], Idempotency]
+    forget_before_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +111,10 @@ class StateStore:
 
     # --- changing
 
-    def transact(self, origin: Origin, plan: Callable[[State], Plan], *, idempotency_key: str = "") -> Committed:
+    def transact(self, origin: Origin, plan: Callable[[State], Plan], *, once: Once | None = None) -> Committed:
         """Run `plan` on the newest State and do what it says. What it raises to refuse is passed on, and nothing is changed.
 
-        idempotency_key: when a request with it was carried out before, it is not carried out again; see Committed.repeated. A plan
-        that is to be found by it later returns an Idempotency.
+        once: when a request with its key was carried out before, it is not carried out again; see Committed.repeated.
         StateWentBack; StateUnavailable and its like: nothing was changed; OutcomeUnknown: it could not be found out.
         """
         with self._in_turn:
@@ -111,12 +122,16 @@ class StateStore:
             try:
                 with self._database.write(self._node) as writer:
                     self._catch_up_by(writer)
-                    found = writer.idempotency(idempotency_key) if idempotency_key else None
-                    if found is not None:
-                        return Committed([], repeated=found)
+                    if once is not None:
+                        writer.forget_idempotency(once.forget_before_ms)
+                        found = writer.idempotency(once.key)
+                        if found is not None:
+                            return Committed([], repeated=found)
                     planned = plan(self._state)
                     self._check(planned.changes)
                     events, transaction = self._write(writer, origin, planned), writer.transaction
+                    if once is not None:
+                        writer.put_idempotency(once.answer(self._state.after(events), planned.answer))
             except OutcomeUnknown as unknown:
                 self._find_out(unknown, transaction if events else "")
             self._apply(events)
@@ -127,8 +142,6 @@ class StateStore:
         writer.put_secrets(plan.new_secrets)
         for secret_id in plan.removed_secrets:
             writer.remove_secret(secret_id)
-        if plan.idempotency is not None:
-            writer.put_idempotency(plan.idempotency)
         return events
 
     def _check(self, changes: Sequence[Change]) -> None:

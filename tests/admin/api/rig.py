@@ -172,7 +172,7 @@ class Rig:
             nodes=reads.nodes,
             verify_log=reads.verify,
             used=lambda name: self.usage.of_store(self.database, name),
-            replays=Replays(DatabaseShelf(lambda: self.database, NODE, self._run), Box(self.sealer.mac), log),
+            replays=Replays(DatabaseShelf(lambda: self.database, self._run), Box(self.sealer.mac)),
             log=log,
             peers=PeerDoor(
                 lambda stamp, mac, body: is_authentic(self.sealer, stamp, mac, body, int(stamp or 0)), self.blocks.enforce

@@ -22,7 +22,7 @@ from tests.admin.api.rig import Rig, running
 from tests.admin.api.test_stores import LOCAL, new_store
 from xksfast.admin.api import guard, server
 from xksfast.admin.api.guard import MAX_APPLY_BYTES, MAX_BODY_BYTES
-from xksfast.admin.api.replays import REPLAYED_HEADER
+from xksfast.admin.api.replays import REPLAYED_HEADER, Replays
 from xksfast.admin.api.server import serve_api
 from xksfast.admin.block_journal import PendingBlock
 from xksfast.admin.peers import MAC_HEADER, MAC_LABEL, PEER_PATH, TIME_HEADER, signed_part
@@ -240,6 +240,28 @@ def test_the_same_request_at_the_same_time_is_carried_out_once(rig: Rig, admin: 
     assert sum(REPLAYED_HEADER not in answer.headers for answer in answers) == 1
     assert len(admin.get("/v1/stores/hurried/credentials").json()["items"]) == 2
     assert rig.parts.replays._locks == {}
+
+
+def test_a_node_that_comes_second_with_the_same_request_tells_what_the_first_one_answered(
+    rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it looks up at first is from before the other node's commit; under the write lock, or by a refusal, it learns better."""
+    new_store(admin, "raced", max_credentials=3)
+
+    async def nothing_yet(*_: object) -> None:
+        return None
+
+    for path, body in (("/v1/stores/raced/credentials", None), ("/v1/stores/raced/keys", {"external_key_id": "k1"})):
+        headers = {"Idempotency-Key": f"race {path}"}
+        first = admin.post(path, json=body, headers=headers)
+        found = iter([nothing_yet, rig.parts.replays.find])
+        monkeypatch.setattr(Replays, "find", lambda _, key, sha256, found=found: next(found)(key, sha256))
+        second = admin.post(path, json=body, headers=headers)
+        monkeypatch.undo()
+        assert (first.status_code, second.status_code) == (201, 201), second.text
+        assert second.headers[REPLAYED_HEADER] == "true"
+        assert second.json() == first.json()
+    assert len(admin.get("/v1/stores/raced/credentials").json()["items"]) == 2
 
 
 # --- log

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
@@ -100,6 +101,27 @@ def test_block_says_who_confirmed_and_who_did_not(rig: Rig, admin: httpx.Client)
     assert admin.post("/v1/stores/halted/block").status_code == 200  # without a body, and again
     assert admin.post("/v1/stores/halted/unblock").json()["pending"] == []
     assert admin.get("/v1/stores/halted").json()["blocked"] is False
+
+
+def test_every_node_is_asked_at_the_same_time_when_a_block_ends(
+    rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(admin, "freed")
+    admin.post("/v1/stores/freed/block")
+    asked: set[str] = set()
+    all_asked = asyncio.Event()
+
+    async def wait_for_the_others(node: str, _: int) -> None:
+        asked.add(node)
+        if len(asked) == 3:
+            all_asked.set()
+        await all_asked.wait()
+
+    monkeypatch.setattr(rig.other_nodes, "restricted", wait_for_the_others)
+    monkeypatch.setattr(rig.other_nodes, "says", dict.fromkeys(("n2", "n3", "n4"), ""))
+    answer = admin.post("/v1/stores/freed/unblock").json()
+    assert answer["pending"] == []
+    assert {each["node"] for each in answer["confirmed"]} == {"n1", "n2", "n3", "n4"}
 
 
 def test_pages_show_everything_once_while_stores_come_and_go(admin: httpx.Client) -> None:

@@ -12,6 +12,7 @@ from xksfast.admin.api import streams
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import BEARER, AdminRoute
+from xksfast.admin.bulk import bulk as carry_out
 from xksfast.admin.requests import BulkRequest
 
 router = APIRouter(prefix="/v1/bulk", tags=["bulk"], route_class=AdminRoute, dependencies=[BEARER])
@@ -48,8 +49,8 @@ async def bulk(request: BulkRequest, parts: PartsIn, actor: ActorIn) -> Response
     actor.require("block" if request.action == "block" else "operate")
 
     async def work(tell: streams.Tell) -> dict[str, Any]:
-        results = await parts.service.bulk(
-            actor, request, lambda done, total: tell({"event": "progress", "done": done, "total": total})
+        results = await carry_out(
+            parts.service, actor, request, lambda done, total: tell({"event": "progress", "done": done, "total": total})
         )
         for name, fault in results:
             tell({"event": "result", "name": name, "problem": fault})

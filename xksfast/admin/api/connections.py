@@ -8,10 +8,22 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, IfMatch, answer, gone, revision_of
+from xksfast.admin.api.route import (
+    BEARER,
+    AdminRoute,
+    AskedIn,
+    DryRun,
+    DryRunResult,
+    IfMatch,
+    answer,
+    gone,
+    once_for,
+    revision_of,
+)
 from xksfast.admin.api.views import ConnectionView, Page, connection_view
 from xksfast.admin.refusals import no_such
 from xksfast.admin.requests import ConnectionCreate
+from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
 
 router = APIRouter(prefix="/v1/aws-connections", tags=["aws-connections"], route_class=AdminRoute, dependencies=[BEARER])
@@ -20,11 +32,13 @@ router = APIRouter(prefix="/v1/aws-connections", tags=["aws-connections"], route
 @router.post(
     "", status_code=201, response_model=ConnectionView, summary="Create an AWS connection", responses=documented(409, 413)
 )
-async def create_connection(
-    request: ConnectionCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_connection(request: ConnectionCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """boto3 finds the credential itself: by profile, by role, or in the environment of the proxy."""
-    connection = await parts.service.create_connection(actor, request)
+
+    def made(state: State, _: object) -> ConnectionView:
+        return connection_view(state, state.aws_connections[request.name])
+
+    connection = await parts.service.create_connection(actor, request, once=once_for(asked, 201, made))
     with parts.reading() as state:
         view = connection_view(state, connection)
     return answer(view, 201, revision=view.revision, headers={"Location": f"/v1/aws-connections/{connection.name}"})

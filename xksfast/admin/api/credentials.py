@@ -8,7 +8,18 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, IfMatch, answer, gone, revision_of
+from xksfast.admin.api.route import (
+    BEARER,
+    AdminRoute,
+    AskedIn,
+    DryRun,
+    DryRunResult,
+    IfMatch,
+    answer,
+    gone,
+    once_for,
+    revision_of,
+)
 from xksfast.admin.api.views import CredentialView, IssuedView, Page, credential_view, issued_view
 from xksfast.admin.requests import CredentialGiven
 
@@ -23,10 +34,10 @@ router = APIRouter(prefix="/v1/stores/{store}/credentials", tags=["credentials"]
     responses=documented(404, 409, 413),
 )
 async def rotate_credential(
-    store: str, parts: PartsIn, actor: ActorIn, request: CredentialGiven | None = None, idempotency_key: IdempotencyKey = None
+    store: str, parts: PartsIn, actor: ActorIn, asked: AskedIn, request: CredentialGiven | None = None
 ) -> Response:
     """Without a body one is made. With one it is a credential that exists elsewhere, whose secret is not shown."""
-    issued = await parts.service.rotate_credential(actor, store, request)
+    issued = await parts.service.rotate_credential(actor, store, request, once=once_for(asked, 201, issued_view))
     with parts.reading() as state:
         view = issued_view(state, issued)
     return answer(view, 201, revision=view.revision, secret=True)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -13,27 +14,29 @@ from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import (
     BEARER,
     AdminRoute,
+    AskedIn,
     DryRun,
     DryRunResult,
-    IdempotencyKey,
     IfMatch,
     answer,
     gone,
+    once_for,
     revision_of,
 )
 from xksfast.admin.api.views import ConfirmationView, KeyView, Page, VersionsView, confirmation_view, key_view, versions_view
 from xksfast.admin.requests import Block, KeyCreate, KeyRotate, KeyUpdate
-from xksfast.state.objects import Key
+from xksfast.admin.usage import StoreUse
+from xksfast.state.objects import Key, key_id
+from xksfast.state.projection import State
 
 router = APIRouter(prefix="/v1/stores/{store}/keys", tags=["keys"], route_class=AdminRoute, dependencies=[BEARER])
 
 
 @router.post("", status_code=201, response_model=KeyView, summary="Create a key", responses=documented(404, 409, 413))
-async def create_key(
-    store: str, request: KeyCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_key(store: str, request: KeyCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """Its source key is made, brought to every partition and proven, unless `label` names one that is there."""
-    key = await parts.service.create_key(actor, store, request)
+    once = once_for(asked, 201, _key_of(store, request.external_key_id))
+    key = await parts.service.create_key(actor, store, request, once)
     return await _shown(parts, key, 201, location=f"/v1/stores/{store}/keys/{key.external_key_id}")
 
 
@@ -111,12 +114,14 @@ async def rotate_key(
     key: str,
     parts: PartsIn,
     actor: ActorIn,
+    asked: AskedIn,
     request: KeyRotate | None = None,
     if_match: IfMatch = None,
-    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """All former versions go on decrypting."""
-    return await _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision_of(if_match)))
+    once = once_for(asked, 200, _key_of(store, key))
+    revision = revision_of(if_match)
+    return await _shown(parts, await parts.service.rotate_key(actor, store, key, request or KeyRotate(), revision, once))
 
 
 @router.post("/{key}/enable", response_model=KeyView, summary="Enable a key", responses=documented(404, 409, 412))
@@ -146,6 +151,11 @@ async def block_key(store: str, key: str, parts: PartsIn, actor: ActorIn, reques
 async def unblock_key(store: str, key: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Says which nodes serve it."""
     return answer(confirmation_view(await parts.service.unblock_key(actor, store, key)))
+
+
+def _key_of(store: str, key: str) -> Callable[[State, Any], KeyView]:
+    """The view of a key in the state that a change leaves; its newest version has encrypted nothing yet."""
+    return lambda state, _: key_view(state, state.keys[key_id(store, key)], StoreUse())
 
 
 async def _shown(parts: Parts, key: Key, status: int = 200, *, location: str = "") -> Response:

@@ -55,6 +55,7 @@ class LogReads:
                 restricted_seq=row.restricted_seq,
                 seq=self._seq(),
                 alive=row.heartbeat_ms >= newest - ALIVE_WITHIN_MS,
+                problems=tuple(map(str, row.details.get("problems", ()))),
             )
             for row in rows
         ]

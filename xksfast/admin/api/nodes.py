@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from xksfast.admin.api.paging import Cursor, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
@@ -28,6 +29,7 @@ class NodeView(View):
     applied_seq: int
     restricted_seq: int
     behind: int
+    problems: list[str] = Field(description="How it stands with the database, by its own account, a sentence each.")
 
 
 @router.get("", response_model=Page[NodeView], summary="List the nodes", responses=documented())

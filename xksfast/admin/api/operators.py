@@ -8,10 +8,23 @@ from fastapi import APIRouter, Request, Response
 from xksfast.admin.api.paging import Cursor, Filter, Limit, page
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, AdminRoute, DryRun, DryRunResult, IdempotencyKey, IfMatch, answer, gone, revision_of
+from xksfast.admin.api.route import (
+    BEARER,
+    AdminRoute,
+    AskedIn,
+    DryRun,
+    DryRunResult,
+    IfMatch,
+    answer,
+    gone,
+    once_for,
+    revision_of,
+)
 from xksfast.admin.api.views import OperatorCreated, OperatorView, Page, WhoAmI, operator_view
 from xksfast.admin.refusals import no_such
 from xksfast.admin.requests import OperatorCreate
+from xksfast.state.objects import Operator
+from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
 
 router = APIRouter(tags=["operators"], route_class=AdminRoute, dependencies=[BEARER])
@@ -30,13 +43,16 @@ async def whoami(actor: ActorIn) -> Response:
     summary="Create an operator and its token",
     responses=documented(404, 409, 413),
 )
-async def create_operator(
-    request: OperatorCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_operator(request: OperatorCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """The token is in this answer and never again."""
-    operator, token = await parts.service.create_operator(actor, request)
+
+    def made(state: State, result: tuple[Operator, str]) -> OperatorCreated:
+        return OperatorCreated(**operator_view(state, result[0]).model_dump(), token=result[1])
+
+    result = await parts.service.create_operator(actor, request, once=once_for(asked, 201, made))
+    operator = result[0]
     with parts.reading() as state:
-        view = OperatorCreated(**operator_view(state, operator).model_dump(), token=token)
+        view = made(state, result)
     headers = {"Location": f"/v1/operators/{operator.name}"}
     return answer(view, 201, revision=view.revision, secret=True, headers=headers)
 

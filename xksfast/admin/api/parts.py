@@ -41,7 +41,10 @@ class EventQuery:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """A node that shares the state. applied_seq: its workers serve all up to this event; seq: the newest one. heartbeat_ms: unix."""
+    """A node that shares the state. applied_seq: its workers serve all up to this event; seq: the newest one. heartbeat_ms: unix.
+
+    problems: how it stands with the database, by its own account, a sentence each.
+    """
 
     name: str
     version: str
@@ -52,6 +55,7 @@ class NodeInfo:
     restricted_seq: int
     seq: int
     alive: bool
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Idempotency-Key: a POST that is sent again by the same operator with the same key gets the first answer again.
 
-Kept in the database for KEPT_S, so that every node knows of it. Only what was done is kept: a refusal changed nothing, so the same key
-may be tried again. A newcomer's trap: an answer can show a secret, so what is kept is encrypted, under a key that only who can open the
-state's secrets has.
+Kept in the database for KEPT_S, so that every node knows of it, and in the transaction of the change itself: there is never a change
+without its answer. Only what was done is kept: a refusal changed nothing, so the same key may be tried again. A newcomer's trap: an
+answer can show a secret, so what is kept is encrypted, under a key that only who can open the state's secrets has.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import BaseModel
 
 from xksfast.admin.refusals import Refused
-from xksfast.errors import OperatorError
-from xksfast.log import Log
 from xksfast.state.database import Database
+from xksfast.state.projection import State
 from xksfast.state.records import Idempotency
+from xksfast.state.store import Once
 
 KEPT_S = 24 * 3600
 MAX_KEY_CHARS = 128
@@ -59,32 +61,17 @@ class Shelf(Protocol):
     async def find(self, key: str) -> Idempotency | None:
         """The one with this key, however old."""
 
-    async def put(self, row: Idempotency) -> None:
-        """Keep it; older ones than KEPT_S may go."""
-
 
 class DatabaseShelf:
     """For all nodes that share the database. run: runs a function in the thread of the database."""
 
-    def __init__(self, database: Callable[[], Database], node: str, run: RunsInThread) -> None:
+    def __init__(self, database: Callable[[], Database], run: RunsInThread) -> None:
         self._database = database
-        self._node = node
         self._run = run
 
     async def find(self, key: str) -> Idempotency | None:
         """The one with this key."""
         return await self._run(lambda: self._database().idempotency(key))
-
-    async def put(self, row: Idempotency) -> None:
-        """Old ones go at the same time."""
-
-        def write() -> None:
-            with self._database().write(self._node) as writer:
-                writer.forget_idempotency(row.at_ms - KEPT_S * 1000)
-                if writer.idempotency(row.key) is None:
-                    writer.put_idempotency(row)
-
-        await self._run(write)
 
 
 class RunsInThread(Protocol):
@@ -97,10 +84,9 @@ class RunsInThread(Protocol):
 class Replays:
     """Of one listener."""
 
-    def __init__(self, shelf: Shelf, box: Box, log: Log, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, shelf: Shelf, box: Box, clock: Callable[[], float] = time.time) -> None:
         self._shelf = shelf
         self._box = box
-        self._log = log
         self._clock = clock
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
@@ -124,6 +110,10 @@ class Replays:
         row = await self._shelf.find(key)
         if row is None or row.at_ms <= (self._clock() - KEPT_S) * 1000:
             return None
+        return self.answer_of(row, request_sha256)
+
+    def answer_of(self, row: Idempotency, request_sha256: str) -> tuple[int, bytes]:
+        """(status, body) of what is kept. Refused when it is the answer to another request, or cannot be opened."""
         if row.request_sha256 != request_sha256:
             raise Refused(
                 "conflict",
@@ -133,7 +123,7 @@ class Replays:
                 next="Send a new key with a new request",
                 field="Idempotency-Key",
             )
-        body = self._box.open(key, row.response)
+        body = self._box.open(row.key, row.response)
         if body is None:
             raise Refused(
                 "conflict",
@@ -144,9 +134,9 @@ class Replays:
             )
         return row.status, body
 
-    async def keep(self, key: str, actor: str, request_sha256: str, status: int, body: bytes) -> None:
-        """For the next time. What was done is answered all the same when it cannot be kept."""
-        row = Idempotency(
+    def kept(self, key: str, actor: str, request_sha256: str, status: int, body: bytes) -> Idempotency:
+        """What is put into the database for the next time."""
+        return Idempotency(
             key=key,
             actor=actor,
             request_sha256=request_sha256,
@@ -154,10 +144,30 @@ class Replays:
             response=self._box.close(key, body),
             at_ms=int(self._clock() * 1000),
         )
-        try:
-            await self._shelf.put(row)
-        except OperatorError as error:
-            self._log.warning("answer_not_kept", actor=actor, problem=str(error))
+
+    @property
+    def kept_since_ms(self) -> int:
+        """Answers from before are none any more."""
+        return int((self._clock() - KEPT_S) * 1000)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that came with an Idempotency-Key. key: as it is kept. request_sha256: see fingerprint."""
+
+    replays: Replays
+    key: str
+    actor: str
+    request_sha256: str
+
+    def once(self, status: int, view: Callable[[State, Any], BaseModel]) -> Once:
+        """For the use case. view(state, what the plan answers): the body of the answer."""
+
+        def answer(state: State, result: Any) -> Idempotency:
+            body = view(state, result).model_dump_json().encode()
+            return self.replays.kept(self.key, self.actor, self.request_sha256, status, body)
+
+        return Once(self.key, answer, self.replays.kept_since_ms)
 
 
 def checked_key(actor: str, given: str) -> str:

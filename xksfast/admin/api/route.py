@@ -14,7 +14,9 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from xksfast.admin.api import replays
-from xksfast.admin.refusals import Refused
+from xksfast.admin.refusals import Refused, Repeated
+from xksfast.state.projection import State
+from xksfast.state.store import Once
 
 # Only for the description: the route itself authenticates, before the body is read.
 BEARER = Depends(HTTPBearer(auto_error=False, scheme_name="token", description="The token of an operator: xkt_…"))
@@ -25,7 +27,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class AdminRoute(APIRoute):
-    """A route that only operators reach. One that takes an idempotency_key is carried out once for each key.
+    """A route that only operators reach. One that takes `asked` is carried out once for each Idempotency-Key.
 
     What is so already when it is asked for again (a block, a disabled key) takes none: an answer from the day before must never stand
     for a block that was lifted since.
@@ -34,13 +36,14 @@ class AdminRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """Authenticate, then what FastAPI does; a POST that may be repeated is carried out once."""
         original = super().get_route_handler()
-        repeatable = "idempotency_key" in inspect.signature(self.endpoint).parameters
+        repeatable = "asked" in inspect.signature(self.endpoint).parameters
 
         async def handle(request: Request) -> Response:
             parts = request.app.state.parts
             address = request.client.host if request.client else "local"
             actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
             request.state.actor = actor
+            request.state.asked = None
             given = request.headers.get("idempotency-key") if repeatable else None
             if given is None:
                 return await original(request)
@@ -50,14 +53,24 @@ class AdminRoute(APIRoute):
             async with parts.replays.once(key):
                 former = await parts.replays.find(key, fingerprint)
                 if former is not None:
-                    headers = {replays.REPLAYED_HEADER: "true", "Cache-Control": "no-store"}
-                    return Response(former[1], former[0], headers, "application/json")
-                response = await original(request)
-                if 200 <= response.status_code < 300:
-                    await parts.replays.keep(key, actor.name, fingerprint, response.status_code, bytes(response.body))
-                return response
+                    return _replayed(*former)
+                request.state.asked = replays.Asked(parts.replays, key, actor.name, fingerprint)
+                try:
+                    return await original(request)
+                except Repeated as repeated:  # another node was faster
+                    return _replayed(*parts.replays.answer_of(repeated.row, fingerprint))
+                except Refused:  # perhaps for that reason: what it made is there already
+                    former = await parts.replays.find(key, fingerprint)
+                    if former is None:
+                        raise
+                    return _replayed(*former)
 
         return handle
+
+
+def _replayed(status: int, body: bytes) -> Response:
+    headers = {replays.REPLAYED_HEADER: "true", "Cache-Control": "no-store"}
+    return Response(body, status, headers, "application/json")
 
 
 # --- what routes take
@@ -73,6 +86,20 @@ IdempotencyKey = Annotated[
         "Idempotent-Replayed: true; with another request it is refused (409).",
     ),
 ]
+
+
+def asked_of(request: Request, idempotency_key: IdempotencyKey = None) -> replays.Asked | None:
+    """How the answer is kept; None: it came without a key. The key itself was looked at before the body was read."""
+    asked: replays.Asked | None = request.state.asked
+    return asked
+
+
+def once_for(asked: replays.Asked | None, status: int, view: Callable[[State, Any], BaseModel]) -> Once | None:
+    """For the use case. view(state as the change leaves it, what the plan answers): the body of the answer, of this status."""
+    return None if asked is None else asked.once(status, view)
+
+
+AskedIn = Annotated[replays.Asked | None, Depends(asked_of)]
 DryRun = Annotated[bool, Query(description="Only say whether it would be done, or why not.")]
 
 

@@ -42,6 +42,11 @@ class ApiServer:
         self.url = f"{'https' if context else 'http'}://{Address(host, port)}"
         self._task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
 
+    @property
+    def is_tls(self) -> bool:
+        """Whether there is a certificate that can be reloaded."""
+        return self._context is not None
+
     async def started(self) -> None:
         """Returns when requests are served. OperatorError when they will not be."""
         while not self._server.started:
@@ -53,6 +58,8 @@ class ApiServer:
     def reload_certificate(self, certificate: str, private_key: str) -> None:
         """For connections from now on; those that there are stay. OperatorError leaves the former one in place."""
         if self._context is not None:
+            if not certificate:
+                raise OperatorError("admin.certificate: none is named any more: plain HTTP is served from the next start on")
             tls_context(certificate, private_key)  # tried apart first: a context with half a pair serves nobody
             self._context.load_cert_chain(certificate, private_key)
 

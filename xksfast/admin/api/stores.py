@@ -13,12 +13,13 @@ from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import (
     BEARER,
     AdminRoute,
+    AskedIn,
     DryRun,
     DryRunResult,
-    IdempotencyKey,
     IfMatch,
     answer,
     gone,
+    once_for,
     revision_of,
 )
 from xksfast.admin.api.views import (
@@ -35,7 +36,9 @@ from xksfast.admin.api.views import (
     store_view,
 )
 from xksfast.admin.requests import Block, StoreCreate, StoreUpdate
+from xksfast.admin.service import IssuedCredential
 from xksfast.state.objects import KeyStore
+from xksfast.state.projection import State
 
 router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=AdminRoute, dependencies=[BEARER])
 
@@ -47,13 +50,16 @@ router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=AdminRoute,
     summary="Create a key store, with its first credential",
     responses=documented(404, 409, 413),
 )
-async def create_store(
-    request: StoreCreate, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None
-) -> Response:
+async def create_store(request: StoreCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """A trial operation on its key source comes first. The secret of the credential is in this answer and never again."""
-    store, issued = await parts.service.create_store(actor, request)
+
+    def made(state: State, result: tuple[KeyStore, list[IssuedCredential]]) -> StoreCreated:
+        return store_created(state, *result)
+
+    result = await parts.service.create_store(actor, request, once=once_for(asked, 201, made))
+    store = result[0]
     with parts.reading() as state:
-        view = store_created(state, store, issued)
+        view = made(state, result)
     return answer(view, 201, revision=view.revision, secret=True, headers={"Location": f"/v1/stores/{store.name}"})
 
 
@@ -157,9 +163,13 @@ async def teardown(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     summary="Issue a credential as a file for the AWS console",
     responses=documented(404, 409),
 )
-async def make_credentials_file(store: str, parts: PartsIn, actor: ActorIn, idempotency_key: IdempotencyKey = None) -> Response:
+async def make_credentials_file(store: str, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """A new credential, since the secrets of those that there are cannot be read any more. Those stay valid until they are removed."""
-    issued = await parts.service.rotate_credential(actor, store)
+
+    def made(state: State, issued: IssuedCredential) -> CredentialsFile:
+        return credentials_file(state.key_stores[store], issued)
+
+    issued = await parts.service.rotate_credential(actor, store, once=once_for(asked, 201, made))
     with parts.reading() as state:
         found = state.key_stores.get(store)
     if found is None:

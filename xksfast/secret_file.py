@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that only their owner may read: tokens, PINs, keys. The one place that writes them.
+
+A newcomer's trap: a file that is opened for everybody and closed to them afterwards was open for a moment, and one that is written in
+place is half written for a moment. So the text goes to a file of mode 0600 beside it, to the disk, and only then gets its name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from xksfast.errors import OperatorError
+
+MODE = 0o600
+
+
+def write_secret_file(path: Path, content: bytes, *, over: bool = False) -> None:
+    """On disk, whole, when this returns; mode 0600 from the first byte. over: it may take the place of a file that is there.
+
+    OperatorError: there is such a file (without `over`), or it cannot be written; then what was there before is there still.
+    """
+    try:
+        fd, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # 0600, and a name that nobody has
+        try:
+            with os.fdopen(fd, "wb") as file:
+                os.fchmod(fd, MODE)  # mkstemp's mode is narrowed by the umask
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            if over:
+                os.replace(unfinished, path)
+            else:
+                os.link(unfinished, path)  # fails where a rename would take another file's place
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
+        _sync_directory(path.parent)
+    except FileExistsError:
+        raise OperatorError(f"{path} is there already: choose another name, or move it away first") from None
+    except OSError as error:
+        raise OperatorError(
+            f"{path} cannot be written: {error.strerror}: see that its directory is there, has room and is yours to write in"
+        ) from None
+
+
+def _sync_directory(directory: Path) -> None:
+    with suppress(OSError):  # some file systems do not sync directories
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
