@@ -108,7 +108,9 @@ class Deployment:
 
 
 @contextmanager
-def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[str] = ()) -> Iterator[Deployment]:
+def deployment(
+    directory: Path, url: str, names: Sequence[str], hosts: Sequence[str] = (), workers: int = 1
+) -> Iterator[Deployment]:
     """Nodes `names` on the database `url`, started one after the other; each must end with exit code 0."""
     tokens, conf = directory / "tokens", directory / "softhsm2.conf"
     tokens.mkdir()
@@ -129,7 +131,7 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
     nodes = [Node(name, directory / name, free_port(), free_port(), free_port()) for name in names]
     for node in nodes:
         node.directory.mkdir()
-        (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment)))
+        (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment, workers)))
     proxies = Deployment(directory, nodes, authority)
     try:
         for node in nodes:
@@ -147,9 +149,10 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
                 node.process.popen.wait(10)
 
 
-def _config(node: Node, directory: Path, url: str, environment: dict[str, str]) -> dict[str, Any]:
+def _config(node: Node, directory: Path, url: str, environment: dict[str, str], workers: int) -> dict[str, Any]:
     return {
         "proxy": {
+            "workers": workers,
             "listen": [f"127.0.0.1:{node.tls_port}"],
             "plaintext_listen": [f"127.0.0.1:{node.port}"],
             "tls": {"certificate": str(directory / "server.pem"), "private_key": str(directory / "server.key")},
