@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -106,6 +107,16 @@ class Deployment:
         self.opened += made
         return made
 
+    def close_clients(self) -> None:
+        """All that were opened so far."""
+        for client in self.opened:
+            client.close()
+        self.opened.clear()
+
+    def log(self) -> str:
+        """What all nodes have logged."""
+        return "".join(node.process.log_file.read_text() for node in self.nodes if node.process is not None)
+
 
 @contextmanager
 def deployment(
@@ -141,8 +152,7 @@ def deployment(
             assert node.process is not None
             assert node.process.stop() == 0
     finally:
-        for client in proxies.opened:
-            client.close()
+        proxies.close_clients()
         for node in nodes:
             if node.process is not None and node.process.popen.poll() is None:
                 node.process.popen.kill()
@@ -214,6 +224,16 @@ class Traffic:
                 if phase == self.phase:
                     self.answers.setdefault(phase, Counter())[said] += 1
             time.sleep(0.02)
+
+
+def served_everywhere(clients: Sequence[Client]) -> None:
+    """A change is there on all nodes within a second, more on a busy machine. What one encrypts, each decrypts."""
+    wait_until(lambda: all(client.call("encrypt").status == 200 for client in clients), "served by every node", 10)
+    plain = base64.b64encode(b"Hello World!").decode()
+    for client in clients:
+        sealed = client.call("encrypt").document
+        for other in clients:
+            assert other.call("decrypt", other.decrypt_document(sealed)).document["plaintext"] == plain
 
 
 def _patiently(client: Client, operation: str, document: dict[str, Any] | None = None) -> Answer:
