@@ -403,6 +403,7 @@ class Node:
             self._spawn(self.usage.write(self._database))
         if self._is_time("copy", self._copy_interval_s):
             await self._write_copy()
+        self.blocks.copied(self._copied_seq)
         if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
             if self._is_time("due", DUE_INTERVAL_S):
                 self._spawn(self._upkeep.rotate_what_is_due())

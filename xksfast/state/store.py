@@ -99,11 +99,14 @@ class StateStore:
 
     # --- changing
 
-    def transact(self, origin: Origin, plan: Callable[[State], Plan], *, idempotency_key: str = "") -> Committed:
+    def transact(
+        self, origin: Origin, plan: Callable[[State], Plan], *, idempotency_key: str = "", transaction_id: str = ""
+    ) -> Committed:
         """Run `plan` on the newest State and do what it says. What it raises to refuse is passed on, and nothing is changed.
 
         idempotency_key: when a request with it was carried out before, it is not carried out again; see Committed.repeated. A plan
         that is to be found by it later returns an Idempotency.
+        transaction_id: which its events are to carry. Nothing is done when there are events of that id: another node did it.
         StateWentBack; StateUnavailable and its like: nothing was changed; OutcomeUnknown: it could not be found out.
         """
         with self._in_turn:
@@ -114,6 +117,10 @@ class StateStore:
                     found = writer.idempotency(idempotency_key) if idempotency_key else None
                     if found is not None:
                         return Committed([], repeated=found)
+                    if transaction_id:
+                        if writer.has_transaction(transaction_id):
+                            return Committed([])
+                        writer.transaction = transaction_id
                     planned = plan(self._state)
                     self._check(planned.changes)
                     events, transaction = self._write(writer, origin, planned), writer.transaction
