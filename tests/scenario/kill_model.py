@@ -7,6 +7,7 @@ and what is found afterwards must be one of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -96,10 +97,22 @@ class World:
 
 @dataclass(frozen=True)
 class Intent:
-    """What an operation is to do. new_credential: of this store, one whose id only the answer tells."""
+    """What an operation is to do. new_credential: of this store, one whose id only the answer tells.
+
+    in_steps: each of its steps is done wholly or not at all, and one object may take several.
+    """
 
     changes: Mapping[Id, Fact | None]
     new_credential: str = ""
+    in_steps: bool = False
+
+    def may_become(self, id_: Id, before: Fact | None, after: Fact | None) -> set[Fact | None]:
+        """What an object can be, of which nobody knows whether it was changed."""
+        if not self.in_steps or after is None:
+            return {before, after}
+        first = before or Fact()  # as it is made
+        fields = [{first.blocked, after.blocked}, {first.enabled, after.enabled}, {first.version, after.version}]
+        return {before, after, *(Fact(*each) for each in itertools.product(*fields))}  # type: ignore[arg-type]
 
 
 Outcome = Literal["done", "not done", "unknown"]
@@ -111,10 +124,10 @@ def settled(before: World, intent: Intent, outcome: Outcome, seen: Mapping[Id, F
     shown: the access key id in the answer to a new_credential, "" when there was none.
     """
     after = before.changed(intent.changes)
-    allowed = {"done": (after,), "not done": (before,), "unknown": (before, after)}[outcome]
     new = [id_ for id_ in seen if id_.kind == "credential" and id_ not in before.objects and id_ not in after.objects]
     for id_ in sorted({*before.objects, *after.objects, *seen} - {*new}):
-        values = [world.objects.get(id_) for world in allowed]
+        old, new_one = before.objects.get(id_), after.objects.get(id_)
+        values = {"done": {new_one}, "not done": {old}, "unknown": intent.may_become(id_, old, new_one)}[outcome]
         assert seen.get(id_) in values, f"{outcome}: {id_} is {seen.get(id_)}, not {' or '.join(map(str, values))}"
     expected = {"done": {1}, "not done": {0}, "unknown": {0, 1}}[outcome] if intent.new_credential else {0}
     assert len(new) in expected, f"{outcome}: new credentials {new}"

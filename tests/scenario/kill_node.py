@@ -160,9 +160,12 @@ class KillNode:
         return True
 
     def start_database(self) -> None:
-        """If it does not run."""
-        if self._postgres is not None:
-            self._postgres.start()
+        """For a node that serves its copy: until it follows the database again."""
+        assert self._postgres is not None
+        assert self._node.process is not None
+        self._postgres.start()
+        process = self._node.process
+        wait_until(lambda: process.events("database_is_back"), "the node follows its database again", BACK_S)
 
     # --- what holds all the time
 
