@@ -220,7 +220,7 @@ class Blocks:
         origin = Origin(actor=block.actor, address=block.address)
         try:
             await self._run(
-                lambda: self._store.transact(origin, lambda state: Plan(changes=plan(state)), transaction_id=block.block_id)
+                lambda: self._store.transact(origin, lambda state: Plan(changes=plan(state), transaction=block.block_id))
             )
         except Refused:
             raise

@@ -25,9 +25,13 @@ from xksfast.state.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a use case wants done, all of it or nothing. answer: what its caller is told when it is done."""
+    """What a use case wants done, all of it or nothing. answer: what its caller is told when it is done.
+
+    transaction: the id that its events are to carry. When there are events of that id, another node did it, and nothing is done.
+    """
 
     changes: Sequence[Change] = ()
+    transaction: str = ""
     new_secrets: Sequence[SealedSecret] = ()
     removed_secrets: Sequence[str] = ()
     answer: Any = None
@@ -99,14 +103,11 @@ class StateStore:
 
     # --- changing
 
-    def transact(
-        self, origin: Origin, plan: Callable[[State], Plan], *, idempotency_key: str = "", transaction_id: str = ""
-    ) -> Committed:
+    def transact(self, origin: Origin, plan: Callable[[State], Plan], *, idempotency_key: str = "") -> Committed:
         """Run `plan` on the newest State and do what it says. What it raises to refuse is passed on, and nothing is changed.
 
         idempotency_key: when a request with it was carried out before, it is not carried out again; see Committed.repeated. A plan
         that is to be found by it later returns an Idempotency.
-        transaction_id: which its events are to carry. Nothing is done when there are events of that id: another node did it.
         StateWentBack; StateUnavailable and its like: nothing was changed; OutcomeUnknown: it could not be found out.
         """
         with self._in_turn:
@@ -117,10 +118,6 @@ class StateStore:
                     found = writer.idempotency(idempotency_key) if idempotency_key else None
                     if found is not None:
                         return Committed([], repeated=found)
-                    if transaction_id:
-                        if writer.has_transaction(transaction_id):
-                            return Committed([])
-                        writer.transaction = transaction_id
                     planned = plan(self._state)
                     self._check(planned.changes)
                     events, transaction = self._write(writer, origin, planned), writer.transaction
@@ -130,6 +127,10 @@ class StateStore:
             return Committed(events, planned.answer)
 
     def _write(self, writer: Writer, origin: Origin, plan: Plan) -> list[Event]:
+        if plan.transaction:
+            if writer.has_transaction(plan.transaction):
+                return []
+            writer.transaction = plan.transaction
         events = writer.append(plan.changes, origin, self._now_ms())
         writer.put_secrets(plan.new_secrets)
         for secret_id in plan.removed_secrets:
