@@ -196,6 +196,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._stop = threading.Event()
+        self._in_use = self.clients
         self._thread = threading.Thread(target=self._run, name="traffic")
         self._thread.start()
         return self
@@ -205,8 +206,9 @@ class Traffic:
         self._thread.join(30)
 
     def use(self, clients: list[Client]) -> None:
-        """Sign with another credential from now on."""
+        """Sign with another credential from now on: no request with the former one is under way when this returns."""
         self.clients = clients
+        wait_until(lambda: self._in_use is clients, "the other credential is used", 60)
 
     def begin(self, phase: str) -> None:
         """Answers from now on count for this phase; those to requests that are under way for none."""
@@ -214,7 +216,8 @@ class Traffic:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for client in self.clients:
+            self._in_use = self.clients
+            for client in self._in_use:
                 phase = self.phase
                 answer = _patiently(client, "encrypt")
                 said = answer.error or "ok"
