@@ -122,9 +122,9 @@ class Node:
                 raise
             await self._run(partial(self._take_copy, copy, error))
         else:
-            self._store = StateStore(self._database, self.name, on_events=self._applied)
-            await self._run(self._store.open)
             self._secrets = SecretRows(self._database, self._sealer)
+            self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
+            await self._run(self._store.open)
             await self._run(self._secrets.load)
             await self._run(lambda: self._keep_blocks(journal, copy))
             self._begin_to_listen()
@@ -182,9 +182,9 @@ class Node:
         if not is_genuine(mac, over, self._sealer):
             raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
         self._database = cast(Database, AwayDatabase(str(why)))
-        self._store = StateStore(self._database, self.name, on_events=self._applied)
-        self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets = SecretRows(self._database, self._sealer)
+        self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
+        self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets.adopt(known.secrets)
         self._away = True
         self._heard_at = time.monotonic()
@@ -318,11 +318,6 @@ class Node:
         self._publisher.link(worker, fd)
 
     # --- following the log
-
-    def _applied(self, events: list[Event]) -> None:
-        """In the state thread."""
-        self._secrets.follow(events)
-        self._run.applied(events)
 
     def _on_events(self, events: list[Event]) -> None:
         """On the loop, in order."""
