@@ -227,7 +227,7 @@ class KillMachine(RuleBasedStateMachine):
             node.check_health()  # it serves its copy now, without a database
             for use in node.watcher.uses:
                 if use.blocked:
-                    node.watcher.prove(use)
+                    node.watcher.prove(use, from_copy=True)
             node.start_database()
 
     def _ask_again(self, method: str, path: str, body: Any, key: str, intent: Intent) -> tuple[Outcome, dict[str, Any]]:
