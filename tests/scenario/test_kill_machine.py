@@ -326,7 +326,7 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(request: pytest.Fixture
 
     limits = settings(
         max_examples=2,  # the first one is the dullest: see begin
-        stateful_step_count=30 if SECONDS else 8,
+        stateful_step_count=30 if SECONDS else 6,
         deadline=None,
         database=None,
         phases=[Phase.generate],
