@@ -16,7 +16,7 @@ BENCH_PACKAGES = softhsm2 libnss3 libnss3-tools wrk nginx-light postgresql
 # They keep to a schedule, so nothing runs beside them.
 TIMED = tests/faults tests/loadtests tests/bench
 
-.PHONY: help build dev test lint format bench loadtest sanitize fuzz lock clean
+.PHONY: help build dev test lint format bench loadtest sanitize fuzz soak lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -88,6 +88,11 @@ sanitize: ## the C tests under ASan + UBSan and under TSan
 fuzz: ## every fuzzer, FUZZ_SECONDS each (60)
 	$(call need,$(TEST_PACKAGES),make fuzz)
 	@$(MAKE) -s -C csrc fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60)
+
+soak: build $(VENV)/installed-dev ## random operations while processes are killed, KILL_SECONDS (600) on each database; KILL_SEED=
+	$(call need,$(TEST_PACKAGES),make soak)
+	@KILL_SECONDS=$(or $(KILL_SECONDS),600) KILL_SEED=$(or $(KILL_SEED),$(shell date +%s)) \
+	  $(BIN)/python -m pytest -q tests/scenario/test_kill_machine.py
 
 lock: $(VENV)/installed-dev ## resolve the dependencies of pyproject.toml anew
 	@$(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \

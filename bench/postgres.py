@@ -84,7 +84,9 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        """Until it answers."""
+        """Until it answers. Nothing when it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self._port,
@@ -119,6 +121,22 @@ class PostgresServer:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(20)
+
+    def crash(self) -> None:
+        """As `pg_ctl stop -m immediate`: nothing is finished; the next start recovers from the log."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(20)
+
+    def kill_backend(self, database: str, number: int) -> None:
+        """SIGKILL to one of the processes that serve a database; the server then starts all of them anew. number: chooses."""
+        query = f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}' ORDER BY pid"
+        try:
+            pids = [int(row[0]) for row in self.execute(query)]
+            if pids:
+                os.kill(pids[number % len(pids)], signal.SIGKILL)
+        except (psycopg.OperationalError, ProcessLookupError):  # it is just starting anew
+            pass
 
     def close(self) -> None:
         """Stop, and leave nothing."""

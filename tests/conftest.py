@@ -3,7 +3,7 @@
 
 import pytest
 
-pytest_plugins = ["tests.fix_proxy", "tests.fix_database", "tests.fix_aws", "tests.fix_admin"]
+pytest_plugins = ["tests.fix_proxy", "tests.fix_database", "tests.fix_aws", "tests.fix_admin", "tests.fix_scenario"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,6 +48,8 @@ class Process:
         directory.mkdir(parents=True, exist_ok=True)
         self.stdout_file = directory / "stdout"
         self.log_file = directory / "stderr"
+        for former in (self.stdout_file, self.log_file):  # children of one that was killed may still be writing
+            former.unlink(missing_ok=True)
         with self.stdout_file.open("wb") as out, self.log_file.open("wb") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "xksfast", *arguments],

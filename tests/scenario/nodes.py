@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -111,9 +112,21 @@ class Deployment:
         self.opened += made
         return made
 
+    def close_clients(self) -> None:
+        """All that were opened so far."""
+        for client in self.opened:
+            client.close()
+        self.opened.clear()
+
+    def log(self) -> str:
+        """What all nodes have logged."""
+        return "".join(node.process.log_file.read_text() for node in self.nodes if node.process is not None)
+
 
 @contextmanager
-def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[str] = ()) -> Iterator[Deployment]:
+def deployment(
+    directory: Path, url: str, names: Sequence[str], hosts: Sequence[str] = (), workers: int = 1
+) -> Iterator[Deployment]:
     """Nodes `names` on the database `url`, started one after the other; each must end with exit code 0."""
     tokens, conf = directory / "tokens", directory / "softhsm2.conf"
     tokens.mkdir()
@@ -134,7 +147,7 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
     nodes = [Node(name, directory / name, *(free_port() for _ in range(4))) for name in names]
     for node in nodes:
         node.directory.mkdir()
-        (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment)))
+        (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment, workers)))
     proxies = Deployment(directory, nodes, authority)
     try:
         for node in nodes:
@@ -144,17 +157,17 @@ def deployment(directory: Path, url: str, names: Sequence[str], hosts: Sequence[
             assert node.process is not None
             assert node.process.stop() == 0
     finally:
-        for client in proxies.opened:
-            client.close()
+        proxies.close_clients()
         for node in nodes:
             if node.process is not None and node.process.popen.poll() is None:
                 node.process.popen.kill()
                 node.process.popen.wait(10)
 
 
-def _config(node: Node, directory: Path, url: str, environment: dict[str, str]) -> dict[str, Any]:
+def _config(node: Node, directory: Path, url: str, environment: dict[str, str], workers: int) -> dict[str, Any]:
     return {
         "proxy": {
+            "workers": workers,
             "listen": [f"127.0.0.1:{node.tls_port}"],
             "plaintext_listen": [f"127.0.0.1:{node.port}"],
             "tls": {"certificate": str(directory / "server.pem"), "private_key": str(directory / "server.key")},
@@ -189,6 +202,7 @@ class Traffic:
 
     def __enter__(self) -> Traffic:
         self._stop = threading.Event()
+        self._in_use = self.clients
         self._thread = threading.Thread(target=self._run, name="traffic")
         self._thread.start()
         return self
@@ -198,8 +212,9 @@ class Traffic:
         self._thread.join(30)
 
     def use(self, clients: list[Client]) -> None:
-        """Sign with another credential from now on."""
+        """Sign with another credential from now on: no request with the former one is under way when this returns."""
         self.clients = clients
+        wait_until(lambda: self._in_use is clients, "the other credential is used", 60)
 
     def begin(self, phase: str) -> None:
         """Answers from now on count for this phase; those to requests that are under way for none."""
@@ -207,7 +222,8 @@ class Traffic:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for client in self.clients:
+            self._in_use = self.clients
+            for client in self._in_use:
                 phase = self.phase
                 answer = _patiently(client, "encrypt")
                 said = answer.error or "ok"
@@ -217,6 +233,16 @@ class Traffic:
                 if phase == self.phase:
                     self.answers.setdefault(phase, Counter())[said] += 1
             time.sleep(self.pause_s)
+
+
+def served_everywhere(clients: Sequence[Client]) -> None:
+    """A change is there on all nodes within a second, more on a busy machine. What one encrypts, each decrypts."""
+    wait_until(lambda: all(client.call("encrypt").status == 200 for client in clients), "served by every node", 10)
+    plain = base64.b64encode(b"Hello World!").decode()
+    for client in clients:
+        sealed = client.call("encrypt").document
+        for other in clients:
+            assert other.call("decrypt", other.decrypt_document(sealed)).document["plaintext"] == plain
 
 
 def _patiently(client: Client, operation: str, document: dict[str, Any] | None = None) -> Answer:

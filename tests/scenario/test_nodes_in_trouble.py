@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +56,6 @@ def test_a_block_without_the_database_holds_everywhere_and_is_recorded_later(tmp
         assert answers(proxies, credential, "k1") == {"InvalidStateException"}
         proxies.shell("key", "unblock", "pay", "k1")
         wait_until(lambda: answers(proxies, credential, "k1") == {"ok"}, "served again", 20)
-        assert proxies.shell("audit", "verify")["ok"]
-
-
-@pytest.mark.timeout(600)
-def test_a_control_process_that_is_killed_comes_back_with_all_that_was_acknowledged(tmp_path: Path, database_url: str) -> None:
-    with deployment(tmp_path, database_url, NAMES[:1]) as proxies:
-        credential = made(proxies)
-        process = proxies.nodes[0].process
-        assert process is not None
-        for round_ in range(3):
-            proxies.shell("key", "block", "pay", "k1") if round_ % 2 == 0 else proxies.shell("key", "unblock", "pay", "k1")
-            (control,) = process.children("_control")
-            listening = len(process.events("admin_listening"))
-            os.kill(control, signal.SIGKILL)
-            assert answers(proxies, credential, "k2") == {"ok"}
-            wait_until(lambda seen=listening: len(process.events("admin_listening")) > seen, "a new control process", 40)
-            expected = {"InvalidStateException"} if round_ % 2 == 0 else {"ok"}
-            wait_until(lambda wanted=expected: answers(proxies, credential, "k1") == wanted, f"round {round_}", 20)
         assert proxies.shell("audit", "verify")["ok"]
 
 

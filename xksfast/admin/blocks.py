@@ -2,7 +2,10 @@
 """The kill switch: enforced here first, then recorded and told to the other nodes, all at the same time.
 
 From the moment a node is listed as confirmed it serves nothing more for that store or key. A database that is away delays only the
-record: the block stands in this node's journal, and in that of every node that heard of it, until the event log has it.
+record: the block stands in this node's journal, and in that of every node that heard of it, until the event log has it and this node's
+local copy, too, since that is what a node serves that finds no database.
+A newcomer's trap: news of a block come by two ways, as a message and by the log, and the message may be the later one, even later than
+the end of the block. So the transaction that records a block bears the block's id: who finds it in the log does not record it again.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from xksfast.state.store import Committed, Plan, StateStore
 LOCAL_PATIENCE_S = 1.0
 PEERS_PATIENCE_S = 2.0
 RECORD_PATIENCE_S = 3.0
+MAX_LOGGED = 10_000  # block ids that are remembered as recorded
+BLOCKED, SERVED = ("store.block", "key.block"), ("store.unblock", "key.unblock")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Blocks:
         self._run = run
         self._log = log
         self._stale: set[tuple[str, str]] = set()
+        self._logged: dict[str, int] = {}  # block id -> the event that this state has it from, newest last
         self._withhold()
 
     # --- asked for here
@@ -101,7 +107,7 @@ class Blocks:
         with self._store.reading() as state:
             plan(state)  # refuses what is not there
         block = PendingBlock(
-            block_id=secrets.token_hex(8),
+            block_id=secrets.token_hex(16),
             kind=kind,
             target=target,
             reason=reason,
@@ -136,7 +142,9 @@ class Blocks:
     # --- heard of
 
     async def enforce(self, block: PendingBlock) -> None:
-        """Nothing more is served of it by this node when this returns, and it survives a restart."""
+        """Nothing more is served of it by this node when this returns, and it survives a restart; unless it has ended already."""
+        if block.block_id in self._logged and not self._stands(block):
+            return
         try:
             self._journal.add(block)
         finally:  # also when no file took it: then it is in force until a restart, and the error says so
@@ -147,11 +155,29 @@ class Blocks:
             raise OperatorError(f"workers {', '.join(map(str, answered.pending))} did not confirm in time")
 
     def on_events(self, events: Iterable[Event]) -> None:
-        """The log says so itself: the journal need not any more."""
-        recorded = {(event.kind, event.id) for event in events if event.action in ("store.block", "key.block")}
-        settled = {block.block_id for block in self._journal.pending() if (block.kind, block.target) in recorded}
-        if settled:
-            self._settle(settled)
+        """The log tells of blocks, and of their ends: the journal keeps none that has ended."""
+        ended: dict[tuple[str, str], int] = {}
+        for event in events:
+            if event.action in BLOCKED:
+                self._is_logged(event.transaction, event.seq)
+            elif event.action in SERVED:
+                ended[event.kind, event.id] = event.seq
+        if ended:
+            self._settle_logged(lambda block, seq: seq < ended.get((block.kind, block.target), 0))
+
+    def copied(self, seq: int) -> None:
+        """The local copy has all events up to `seq`: the journal need not have their blocks any more."""
+        self._settle_logged(lambda _, logged: logged <= seq)
+
+    def _settle_logged(self, done: Callable[[PendingBlock, int], bool]) -> None:
+        """done: of a block and the event by which it stands in the log."""
+        logged = [(block, self._logged[block.block_id]) for block in self._journal.pending() if block.block_id in self._logged]
+        self._settle({block.block_id for block, seq in logged if done(block, seq)})
+
+    def _is_logged(self, block_id: str, seq: int) -> None:
+        self._logged[block_id] = seq
+        if len(self._logged) > MAX_LOGGED:
+            del self._logged[next(iter(self._logged))]
 
     def withhold_stale(self, targets: set[tuple[str, str]]) -> None:
         """Stores that do not want to be served from old news; until the next call."""
@@ -165,6 +191,8 @@ class Blocks:
         if self._journal.is_behind:
             self._settle(set())
         for block in self._journal.pending():
+            if block.block_id in self._logged:
+                continue
             try:
                 await self._record(block, plan_of(block))
             except Refused:
@@ -173,14 +201,24 @@ class Blocks:
     async def _record(self, block: PendingBlock, plan: Callable[[State], list[Change]]) -> bool:
         origin = Origin(actor=block.actor, address=block.address)
         try:
-            await self._run(lambda: self._store.transact(origin, lambda state: Plan(changes=plan(state))))
+            await self._run(
+                lambda: self._store.transact(origin, lambda state: Plan(changes=plan(state), transaction=block.block_id))
+            )
         except Refused:
             raise
         except OperatorError as error:
             self._log.error("block_not_recorded", kind=block.kind, id=block.target, problem=str(error))
             return False
-        self._settle({block.block_id})
+        if self._stands(block):
+            self._is_logged(block.block_id, self._store.seq)
+        else:  # it has ended since
+            self._settle({block.block_id})
         return True
+
+    def _stands(self, block: PendingBlock) -> bool:
+        """Whether the state has its store or key blocked."""
+        with self._store.reading() as state:
+            return bool(getattr(state.find(block.kind, block.target), "blocked", False))
 
     def _settle(self, block_ids: set[str]) -> None:
         before = self._journal.targets()

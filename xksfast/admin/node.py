@@ -139,9 +139,9 @@ class Node:
             await self._run(partial(self._take_copy, copy, error))
             self._hearing.not_heard(error)
         else:
-            self._store = StateStore(self._database, self.name, on_events=self._applied)
-            await self._run(self._store.open)
             self._secrets = SecretRows(self._database, self._sealer)
+            self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
+            await self._run(self._store.open)
             await self._run(self._secrets.load)
             if not self._sealer.knows(self._secrets.rows()):
                 raise StateUnavailable("the data key was rotated while this node was started: start it again")
@@ -213,9 +213,9 @@ class Node:
         if not is_genuine(mac, over, self._sealer):
             raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
         self._database = cast(Database, AwayDatabase(str(why)))
-        self._store = StateStore(self._database, self.name, on_events=self._applied)
-        self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets = SecretRows(self._database, self._sealer)
+        self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
+        self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets.adopt(known.secrets)
         self._away = True
         self._log.error("local_copy_served", seq=known.seq, why=str(why))
@@ -313,11 +313,6 @@ class Node:
 
     # --- following the log
 
-    def _applied(self, events: list[Event]) -> None:
-        """In the state thread."""
-        self._secrets.follow(events)
-        self._run.applied(events)
-
     def _on_events(self, events: list[Event]) -> None:
         """On the loop, in order."""
         self._publisher.publish(events)
@@ -394,6 +389,7 @@ class Node:
             self._spawn(self.usage.write(self._database))
         if self._is_time("copy", self._copy_interval_s):
             await self._write_copy()
+        self.blocks.copied(self._copied_seq)
         if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
             if self._is_time("due", DUE_INTERVAL_S):
                 self._spawn(self._upkeep.rotate_what_is_due())

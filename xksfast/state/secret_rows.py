@@ -39,18 +39,21 @@ class SecretRows:
         """All of them."""
         return list(self._rows.values())
 
-    def follow(self, events: Iterable[Event]) -> None:
-        """Fetch what these events name and let go of what they remove."""
+    def fetch(self, events: Iterable[Event], known: Iterable[SealedSecret] = ()) -> None:
+        """What these events name, before they are applied. known: what need not be asked of the database, which may be away by now."""
+        self._rows.update((row.id, row) for row in known)
         for event in events:
-            if event.kind not in ("credential", "source_key"):
-                continue
-            before, after = event.object_before(), event.object_after()
-            if isinstance(after, (Credential, SourceKey)):
-                if after.secret_id and after.secret_id not in self._rows:
-                    row = self._database.secret(after.secret_id)
-                    if row is not None:  # else a later event has removed it again
-                        self._rows[row.id] = row
-            elif isinstance(before, (Credential, SourceKey)):
+            after = event.object_after() if event.kind in ("credential", "source_key") else None
+            if isinstance(after, (Credential, SourceKey)) and after.secret_id and after.secret_id not in self._rows:
+                row = self._database.secret(after.secret_id)
+                if row is not None:  # else a later event has removed it again
+                    self._rows[row.id] = row
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Let go of what these events, which are applied, have removed."""
+        for event in events:
+            before = event.object_before() if event.kind in ("credential", "source_key") and event.after is None else None
+            if isinstance(before, (Credential, SourceKey)):
                 self._rows.pop(before.secret_id, None)
 
     def derive_signing_keys(self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from xksfast.state.database import Database
 from xksfast.state.errors import OutcomeUnknown, StateCorrupt, StateError, StateTooNew, StateUnavailable, StateWentBack
@@ -25,9 +25,13 @@ from xksfast.state.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a use case wants done, all of it or nothing. answer: what its caller is told when it is done."""
+    """What a use case wants done, all of it or nothing. answer: what its caller is told when it is done.
+
+    transaction: the id that its events are to carry. When there are events of that id, another node did it, and nothing is done.
+    """
 
     changes: Sequence[Change] = ()
+    transaction: str = ""
     new_secrets: Sequence[SealedSecret] = ()
     removed_secrets: Sequence[str] = ()
     answer: Any = None
@@ -55,10 +59,21 @@ class Committed:
     repeated: Idempotency | None = None
 
 
+class FollowsSecrets(Protocol):
+    """See SecretRows."""
+
+    def fetch(self, events: list[Event], known: Sequence[SealedSecret]) -> None:
+        """StateError: it cannot now."""
+
+    def follow(self, events: list[Event]) -> None:
+        """They are applied."""
+
+
 class StateStore:
     """node: the name of this node, for the log. on_events: told of all that is newly applied, in order, by whichever thread applied it.
 
-    now_ms: the clock.
+    secrets: follow the log, too. What they lack is fetched before events are applied: when that fails the events are not applied, and
+    come again, so that on_events never misses any. now_ms: the clock.
     """
 
     def __init__(
@@ -67,11 +82,13 @@ class StateStore:
         node: str,
         *,
         on_events: Callable[[list[Event]], None] | None = None,
+        secrets: FollowsSecrets | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._database = database
         self._node = node
         self._on_events = on_events
+        self._secrets = secrets
         self._now_ms = now_ms
         self._state = State()
         self._in_turn = threading.RLock()  # who uses the database
@@ -134,10 +151,14 @@ class StateStore:
                         writer.put_idempotency(once.answer(self._state.after(events), planned.answer))
             except OutcomeUnknown as unknown:
                 self._find_out(unknown, transaction if events else "")
-            self._apply(events)
+            self._apply(events, planned.new_secrets)
             return Committed(events, planned.answer)
 
     def _write(self, writer: Writer, origin: Origin, plan: Plan) -> list[Event]:
+        if plan.transaction:
+            if writer.has_transaction(plan.transaction):
+                return []
+            writer.transaction = plan.transaction
         events = writer.append(plan.changes, origin, self._now_ms())
         writer.put_secrets(plan.new_secrets)
         for secret_id in plan.removed_secrets:
@@ -202,7 +223,7 @@ class StateStore:
         if own != self._state.head:
             raise StateWentBack(self._database.description, (self._state.seq, self._state.head), head)
 
-    def _apply(self, events: list[Event]) -> None:
+    def _apply(self, events: list[Event], secrets: Sequence[SealedSecret] = ()) -> None:
         if not events:
             return
         head = self._state.head
@@ -213,6 +234,8 @@ class StateStore:
                     f"{self._database.description}: event {event.seq} was changed, or does not follow on the one before: it is not "
                     "applied. Run `xksfast audit verify`"
                 )
+        if self._secrets is not None:
+            self._secrets.fetch(events, secrets)
         try:
             with self._state_lock:
                 self._state.apply(events)
@@ -221,6 +244,8 @@ class StateStore:
                 f"{self._database.description}: events {events[0].seq} to {events[-1].seq} cannot be read ({error}): a newer xksfast "
                 "wrote them. Update this node; until then it serves what it knows"
             ) from None
+        if self._secrets is not None:
+            self._secrets.follow(events)
         if self._on_events is not None:
             self._on_events(events)
 

@@ -129,9 +129,9 @@ class Rig:
         self.database = await self._run(lambda: Database.open(state.url))
         self.sealer, data_key = Sealer.new(master, now=1)
         await self._run(lambda: self._put_data_key(data_key))
-        self.store = StateStore(self.database, NODE, on_events=self._applied)
-        await self._run(self.store.open)
         self._secrets = SecretRows(self.database, self.sealer)
+        self.store = StateStore(self.database, NODE, secrets=self._secrets, on_events=self._run.applied)
+        await self._run(self.store.open)
         builder = DeltaBuilder(self._secrets, lambda problem: None)
         self.usage = Usage(self._run, log)
         self._publisher = Publisher(builder, log, self.usage.add)
@@ -200,10 +200,6 @@ class Rig:
             operator = Operator(name=role, role=role, token_sha256=hashed, created_at=1)  # type: ignore[arg-type]
             changes.append(Change("operator.create", operator.kind, operator.id, None, operator))
         self.store.transact(system_actor("test").origin, lambda state: Plan(changes=changes))
-
-    def _applied(self, events: list[Event]) -> None:
-        self._secrets.follow(events)
-        self._run.applied(events)
 
     def _on_events(self, events: list[Event]) -> None:
         self._publisher.publish(events)
