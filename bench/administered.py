@@ -164,14 +164,16 @@ class Node:
 
 
 @contextmanager
-def running(place: Place, name: str = "n1", *, workers: int = 1, last_store: int = 0, last_key: int = 0) -> Iterator[Node]:
-    """A node on the server core; it answers for the last key of the last store when it is yielded."""
+def running(
+    place: Place, name: str = "n1", *, workers: int = 1, last_store: int = 0, last_key: int = 0, cores: str = str(SERVER_CORE)
+) -> Iterator[Node]:
+    """A node on the server core; it answers for the last key of the last store when it is yielded. cores: as taskset takes them."""
     directory = place.directory / name
     directory.mkdir(exist_ok=True)
     port, health_port, admin_port = free_port(), free_port(), free_port()
     config = directory / "xksfast.toml"
     config.write_text(_config(place, name, port, health_port, admin_port, workers))
-    command = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "xksfast", "serve", "--config", str(config)]
+    command = ["taskset", "-c", cores, sys.executable, "-m", "xksfast", "serve", "--config", str(config)]
     began = time.monotonic()
     with (directory / "log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
