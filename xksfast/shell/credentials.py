@@ -69,7 +69,7 @@ def list_credentials(shell: Shell, store: StoreName) -> None:
         (
             each["access_key_id"],
             session.moment(each["created_at"]),
-            each["last_used_at"] or "never",
+            session.moment(each["last_used_at"]) if each["last_used_at"] else "never",
             "current" if not each["superseded_at"] else f"superseded {session.moment(each['superseded_at'])}",
         )
         for each in found

@@ -126,16 +126,16 @@ def test_what_all_nodes_together_have_worn_is_warned_about(
 
 def test_a_credential_shows_when_it_last_signed(rig: Rig, admin: httpx.Client) -> None:
     first = new_store(admin, "signing")["credential"]
-    assert first["last_used_at"] is None  # type: ignore[index]
+    assert first["last_used_at"] == 0  # type: ignore[index]
     access_key_id = str(first["access_key_id"])  # type: ignore[index]
     where = "/v1/stores/signing/credentials"
-    assert [each["last_used_at"] for each in admin.get(where).json()["items"]] == [None]
+    assert [each["last_used_at"] for each in admin.get(where).json()["items"]] == [0]
     report(rig, credentials=(CredentialUse(store="signing", access_key_id=access_key_id, last_used=AT),))
     report(rig, credentials=(CredentialUse(store="signing", access_key_id=access_key_id, last_used=AT - 60),))
     second = admin.post(where).json()
-    assert second["last_used_at"] is None
+    assert second["last_used_at"] == 0
     listed = {each["access_key_id"]: each["last_used_at"] for each in admin.get(where).json()["items"]}
-    assert listed == {access_key_id: "2026-09-21T14:13:20Z", second["access_key_id"]: None}
+    assert listed == {access_key_id: AT, second["access_key_id"]: 0}
 
 
 def test_a_database_that_is_away_keeps_nobody_from_looking(
@@ -163,5 +163,4 @@ def test_the_description_says_that_numbers_lag_and_iv_do_not_rest_on_them(rig: R
     schemas = rig.app.openapi()["components"]["schemas"]
     for name in ("KeyView", "VersionView"):
         assert re.search("lags by some; no IV depends on it", schemas[name]["properties"]["encryptions"]["description"])
-    shape = schemas["CredentialView"]["properties"]["last_used_at"]
-    assert {"type": "string", "format": "date-time"} in shape["anyOf"]
+    assert "lags by some" in schemas["CredentialView"]["properties"]["last_used_at"]["description"]

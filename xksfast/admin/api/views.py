@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How objects look in answers. What a client must not see (ids of sealed secrets, hashes of tokens) is left out here.
 
-Times are unix seconds, 0: never; last_used_at is RFC 3339, null: never. `revision` is the object's ETag, and changes with the object
-only: what was used or counted meanwhile leaves it as it is.
+Times are unix seconds, 0: never. `revision` is the object's ETag, and changes with the object only: what was used or counted meanwhile
+leaves it as it is.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -100,9 +99,7 @@ class CredentialView(View):
     store: str
     created_at: int
     superseded_at: int = Field(description="When a rotation issued its successor. It is served until it is removed.")
-    last_used_at: datetime | None = Field(
-        description=f"When a request signed with it was last accepted. {_LAG}", examples=["2026-01-31T12:00:00Z"]
-    )
+    last_used_at: int = Field(description=f"When a request signed with it was last accepted. {_LAG}")
     revision: int
 
 
@@ -299,13 +296,12 @@ def store_created(state: State, store: KeyStore, issued: list[IssuedCredential])
 
 def credential_view(state: State, credential: Credential, used: StoreUse) -> CredentialView:
     """Without its secret. used: of its store."""
-    last_used = used.last_used.get(credential.access_key_id)
     return CredentialView(
         access_key_id=credential.access_key_id,
         store=credential.store,
         created_at=credential.created_at,
         superseded_at=credential.superseded_at,
-        last_used_at=datetime.fromtimestamp(last_used, UTC) if last_used else None,
+        last_used_at=used.last_used.get(credential.access_key_id, 0),
         revision=_revision(state, credential),
     )
 
