@@ -274,7 +274,7 @@ int main(void)
 {
     const char *kind = "nss";
     token t = make_token(kind);
-    char label[16], command[96];
+    char label[24], command[96];
     make_key(&t, "both", true, true);
     make_key(&t, "both2", true, true);
     make_key(&t, "other", true, true);
