@@ -7,7 +7,7 @@ refuses, or comes with a new credential, by the same right as the credentials fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from xksfast.admin.aws.topology import Topology, examine
 from xksfast.admin.plans.credentials import newest as newest_credential
 from xksfast.admin.refusals import Refused
 from xksfast.admin.requests import SnippetFormat, SnippetRequest
-from xksfast.admin.service import Service
+from xksfast.admin.service import IssuedCredential, Service
 from xksfast.state.objects import Connectivity, Key, KeyStore
 
 MAX_KEYS = 500  # in one text
@@ -50,8 +50,10 @@ def snippet(service: Service, actor: Actor, name: str, request: SnippetRequest) 
     return _made(store, keys, request, ProxyCredential(newest.access_key_id, PLACEHOLDER), issued=False)
 
 
-async def snippet_with_credential(service: Service, actor: Actor, name: str, request: SnippetRequest) -> Snippet:
-    """With a new credential; those that there are stay until they are removed."""
+def snippet_with_credential(
+    service: Service, actor: Actor, name: str, request: SnippetRequest
+) -> Callable[[IssuedCredential], Snippet]:
+    """What makes it of a credential that is issued for it: what would be refused is refused now, before one is issued for nothing."""
     actor.require("operate", name)
     if request.format == "cloudformation":
         raise Refused(
@@ -62,10 +64,13 @@ async def snippet_with_credential(service: Service, actor: Actor, name: str, req
             field="format",
         )
     store, keys = _chosen(service, actor, name, request)
-    _made(store, keys, request, ProxyCredential("", ""), issued=False)  # refused before a credential is issued for nothing
-    issued = await service.rotate_credential(actor, name)
-    credential = ProxyCredential(issued.credential.access_key_id, issued.secret_access_key)
-    return _made(store, keys, request, credential, issued=True)
+    _made(store, keys, request, ProxyCredential("", ""), issued=False)
+
+    def made(issued: IssuedCredential) -> Snippet:
+        credential = ProxyCredential(issued.credential.access_key_id, issued.secret_access_key)
+        return _made(store, keys, request, credential, issued=True)
+
+    return made
 
 
 def topology(

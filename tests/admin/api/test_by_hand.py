@@ -68,6 +68,18 @@ def test_the_secret_is_there_when_it_was_just_issued_and_never_again(rig: Rig, a
     assert check_request("CreateCustomKeyStore", request) == request
 
 
+def test_a_text_asked_for_again_by_its_idempotency_key_issues_no_second_credential(rig: Rig, admin: httpx.Client) -> None:
+    new_store(admin, "asked-again", endpoint=ENDPOINT)
+    where, headers = "/v1/stores/asked-again/aws/snippet", {"Idempotency-Key": "by hand"}
+    first, again = (admin.post(where, json={"format": "terraform"}, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(admin.get("/v1/stores/asked-again/credentials").json()["items"]) == 2  # the store's own, and this one
+    assert first.json()["access_key_id"] in rig.read(lambda state: list(state.credentials_of("asked-again")))
+
+
 def test_a_text_that_cannot_be_made_issues_no_credential(admin: httpx.Client) -> None:
     new_store(admin, "nowhere")
     where = "/v1/stores/nowhere/aws/snippet"

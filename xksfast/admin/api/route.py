@@ -78,7 +78,7 @@ def _replayed(status: int, body: bytes) -> Response:
 IfMatch = Annotated[
     str | None, Header(alias="If-Match", description='The ETag that was seen, such as "17": refused (412) when it has changed.')
 ]
-IdempotencyKey = Annotated[
+_IdempotencyKey = Annotated[  # for asked_of alone: a route that took it by itself would not be carried out once
     str | None,
     Header(
         alias="Idempotency-Key",
@@ -88,7 +88,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-def asked_of(request: Request, idempotency_key: IdempotencyKey = None) -> replays.Asked | None:
+def asked_of(request: Request, idempotency_key: _IdempotencyKey = None) -> replays.Asked | None:
     """How the answer is kept; None: it came without a key. The key itself was looked at before the body was read."""
     asked: replays.Asked | None = request.state.asked
     return asked
