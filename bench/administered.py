@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import signal
 import ssl
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import httpx
 
 from bench.fleet import free_port, write_secret
-from bench.processes import SERVER_CORE, children, cpu_seconds, resident_mib
+from bench.processes import SERVER_CORE, children, cpu_seconds, end, resident_mib
 from bench.requests import Target, encrypt_document
 from xksfast.admin.actors import system_actor
 from xksfast.admin.dev_certificates import Authority, CertificateFiles
@@ -187,13 +186,7 @@ def running(
         _wait_until_administered(node)
         yield node
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        end(process)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.processes import SERVER_CORE, children, cpu_seconds
+from bench.processes import SERVER_CORE, children, cpu_seconds, end
 from bench.requests import Target, encrypt_document
 from bench.tokens import Token
 from xksfast.rehearsal.control import FaultControl, shim_path
@@ -139,13 +138,8 @@ def serving(plan: Plan, token: Token | None, directory: Path) -> Iterator[Fleet]
     finally:
         if control is not None:
             control.reset()
-        process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+            end(process)
         finally:
             if control is not None:
                 control.close()

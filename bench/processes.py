@@ -68,6 +68,17 @@ def children(pid: int, word: str) -> list[int]:
     return sorted(found)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a server to end, and see to it that it has. TimeoutExpired when it had to be killed."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
 @contextmanager
 def xksfast_dev(key_source: str, *arguments: str, data: Path | None = None) -> Iterator[Server]:
     """`xksfast dev` on the server core with free ports, in a temporary directory or in `data`."""

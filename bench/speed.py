@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from bench.fleet import Fleet, Plan, serving
 from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile
@@ -85,7 +86,21 @@ class Closed:
     failed: int
 
 
-def closed(bench: Bench, fleet: Fleet, calls: list[Call], connections: int) -> Closed:
+class Loader(Protocol):
+    """Who sends, and for how long."""
+
+    generator: Generator
+    seconds: float
+
+
+class Loaded(Protocol):
+    """Who answers."""
+
+    def cpu_seconds(self) -> float:
+        """Of the workers and their threads, so far."""
+
+
+def closed(bench: Loader, fleet: Loaded, calls: list[Call], connections: int) -> Closed:
     """Keep `connections` requests on the way."""
     seconds, marks = bench.seconds, []
 
