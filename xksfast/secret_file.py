@@ -37,7 +37,7 @@ def write_secret_file(path: Path, content: bytes, *, over: bool = False) -> None
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(unfinished)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except FileExistsError:
         raise OperatorError(f"{path} is there already: choose another name, or move it away first") from None
     except OSError as error:
@@ -46,7 +46,8 @@ def write_secret_file(path: Path, content: bytes, *, over: bool = False) -> None
         ) from None
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """A name that was given or taken in it is on disk, too, when this returns."""
     with suppress(OSError):  # some file systems do not sync directories
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -17,7 +17,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +24,7 @@ from typing import IO, Any
 import msgspec
 from sqlalchemy import Connection, LargeBinary, Table, delete, func, insert, select
 
+from xksfast.secret_file import sync_directory
 from xksfast.state import rows, schema
 from xksfast.state.chain import LogCheck, Progress, verify
 from xksfast.state.database import Database
@@ -85,7 +85,7 @@ def write_backup(database: Database, path: Path, now_ms: int, *, progress: Progr
             os.link(name, path)  # fails where a rename would overwrite
         finally:
             os.unlink(name)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except FileExistsError:
         raise StateError(f"{path} is there already, and is not overwritten: give the backup another name") from None
     except OSError as error:
@@ -294,12 +294,3 @@ def _batches(
 
 def _count(connection: Connection, table: Table) -> int:
     return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-
-
-def _sync_directory(directory: Path) -> None:
-    with suppress(OSError):  # some file systems do not sync directories
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

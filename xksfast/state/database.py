@@ -8,7 +8,6 @@ and nodes, may be open at once.
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +60,7 @@ class Database:
 
     def load(self) -> Loaded:
         """The whole state, as it was at one moment. StateTooNew, StateCorrupt when an object cannot be read."""
-        with self.reading() as connection, _without_garbage_collection():
+        with self.reading() as connection:
             seq, head = rows.head(connection)
             stored = rows.stream(connection, schema.objects, "made_seq")
             objects = [(self._decoded(row.kind, row.id, row.body), row.seq) for row in stored]
@@ -300,18 +299,6 @@ class Database:
             yield
         except _driver_errors() as error:
             raise self._backend.explain(error) from None
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """While very many objects are made, all of which stay: looking through them again and again takes half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _driver_errors() -> tuple[type[Exception], ...]:
