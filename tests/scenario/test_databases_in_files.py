@@ -11,33 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenario.nodes import Deployment, Traffic, deployment
-from tests.scenario.test_nodes_in_trouble import answers, made
-from tests.scenario.trouble import api, is_well, logged, may_mount, no_room, read_only, refused, run, says, small_file_system
+from tests.scenario.nodes import Deployment, deployment
+from tests.scenario.trouble import (
+    Scene,
+    api,
+    is_well,
+    logged,
+    may_mount,
+    no_room,
+    read_only,
+    refused,
+    run,
+    says,
+    small_file_system,
+)
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.skipif(not may_mount(), reason="a file system of its own can be mounted by root only")
 
 
-class Single:
+class Single(Scene):
     """One node, a store "pay" with the keys k1 and k2. room: the small file system that the database is on."""
 
     def __init__(self, proxies: Deployment, room: Path) -> None:
-        self.proxies, self.room = proxies, room
-        self.credential = made(proxies)
+        super().__init__(proxies)
+        self.room = room
         (self.node,) = proxies.nodes
         self.file = room / "state.db"
-
-    def served(self, key: str = "k2") -> set[str]:
-        """What the node says to an Encrypt."""
-        return answers(self.proxies, self.credential, key)
-
-    @contextmanager
-    def is_served(self) -> Iterator[None]:
-        """Key k2 all the while, without a single refusal."""
-        with Traffic(self.proxies.clients(self.credential, "/pay", "k2"), pause_s=0.1) as traffic:
-            yield
-        assert set(traffic.answers["served"]) == {"ok"}, traffic.answers
 
     def block(self, key: str) -> bool:
         """In force when this returns; whether it is recorded."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,10 +23,9 @@ import psycopg
 import pytest
 
 from bench.postgres import PostgresServer
-from tests.scenario.nodes import Deployment, Traffic, deployment
+from tests.scenario.nodes import Deployment, deployment
 from tests.scenario.slow_link import SlowLink
-from tests.scenario.test_nodes_in_trouble import answers, made
-from tests.scenario.trouble import api, is_well, logged, may_mount, no_room, refused, run, says, small_file_system
+from tests.scenario.trouble import Scene, api, is_well, logged, may_mount, no_room, refused, run, says, small_file_system
 from tests.servers import wait_until
 
 NAMES = ("n1", "n2")
@@ -34,24 +33,13 @@ DATABASE = "in_trouble"
 WRITE_LOCK = 0x786B736661737401
 
 
-class Pair:
+class Pair(Scene):
     """Two nodes, a store "pay" with the keys k1 and k2 that is served whatever happens. room: the small file system, or None."""
 
     def __init__(self, proxies: Deployment, postgres: PostgresServer, link: SlowLink, room: Path | None) -> None:
-        self.proxies, self.postgres, self.link, self.room = proxies, postgres, link, room
-        self.credential = made(proxies)
+        super().__init__(proxies)
+        self.postgres, self.link, self.room = postgres, link, room
         self.n1, self.n2 = proxies.nodes
-
-    def served(self, key: str = "k2") -> set[str]:
-        """What each node says to an Encrypt."""
-        return answers(self.proxies, self.credential, key)
-
-    @contextmanager
-    def is_served(self) -> Iterator[None]:
-        """Key k2 all the while, by both nodes, without a single refusal."""
-        with Traffic(self.proxies.clients(self.credential, "/pay", "k2"), pause_s=0.1) as traffic:
-            yield
-        assert set(traffic.answers["served"]) == {"ok"}, traffic.answers
 
     def block(self, key: str, reason: str = "") -> dict[str, Any]:
         """Confirmed by both nodes and in force; what was answered."""

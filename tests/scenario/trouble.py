@@ -16,8 +16,28 @@ from typing import Any
 
 import httpx
 
-from tests.scenario.nodes import Deployment, Node
+from tests.scenario.nodes import Deployment, Node, Traffic
+from tests.scenario.test_nodes_in_trouble import answers, made
 from tests.servers import wait_until
+
+
+class Scene:
+    """Nodes with a store "pay" and the keys k1 and k2, of which k2 is served whatever happens."""
+
+    def __init__(self, proxies: Deployment) -> None:
+        self.proxies = proxies
+        self.credential = made(proxies)
+
+    def served(self, key: str = "k2") -> set[str]:
+        """What each node says to an Encrypt."""
+        return answers(self.proxies, self.credential, key)
+
+    @contextmanager
+    def is_served(self) -> Iterator[None]:
+        """Key k2 all the while, by every node, without a single refusal."""
+        with Traffic(self.proxies.clients(self.credential, "/pay", "k2"), pause_s=0.1) as traffic:
+            yield
+        assert set(traffic.answers["served"]) == {"ok"}, traffic.answers
 
 
 def may_mount() -> bool:

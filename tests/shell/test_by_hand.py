@@ -7,55 +7,25 @@ import json
 import os
 import stat
 import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fake_kms import FakeKms
 from tests.fake_kms.aws_command import AwsCommand
 from tests.fix_aws import ENDPOINT, HOST, LinkedProxy
-from xksfast import cli
+from tests.shell.ran import Run, runner
 from xksfast.admin.aws.kms import KmsConnection
 
 DONE, FAILED, USAGE, REFUSED = range(4)
 LOCAL = ("--region", "us-east-1", "--key-source", "local")
 
 
-@dataclass
-class Ran:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(linked_proxy: LinkedProxy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """A command, administering the proxy that the fake KMS can reach."""
-    monkeypatch.setenv("XKSFAST_ADMIN_URL", linked_proxy.ready["admin_url"])
-    monkeypatch.setenv("XKSFAST_ADMIN_TOKEN", linked_proxy.ready["admin_token"])
-    monkeypatch.setenv("XKSFAST_ADMIN_CA", linked_proxy.ready["ca_file"])
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["xksfast", *arguments])
-        capfd.readouterr()
-        code = cli.main()
-        said = capfd.readouterr()
-        return Ran(code, said.out, said.err)
-
-    return run
+    ready = linked_proxy.ready
+    return runner(monkeypatch, capfd, ready["admin_url"], ready["admin_token"], ready["ca_file"])
 
 
 def test_the_lines_and_the_credential_that_the_shell_writes_build_the_aws_side(

@@ -7,20 +7,17 @@ import json
 import re
 import sqlite3
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.admin.api.rig import Rig
 from tests.admin.api.test_use import encrypted, report
 from tests.servers import free_port, wait_until
-from xksfast import cli
+from tests.shell.ran import Run, runner
 from xksfast.admin.schedule import WARN_INVOCATIONS
 from xksfast.state.projection import State
 
@@ -28,44 +25,14 @@ DONE, FAILED, USAGE, REFUSED, IN_PART = range(5)
 LOCAL = ("--region", "us-east-1", "--key-source", "local")
 
 
-@dataclass
-class Ran:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its only line on stdout."""
-        (line,) = self.out.splitlines()
-        return json.loads(line)
-
-
-Xksfast = Callable[..., Ran]
-
-
 @pytest.fixture
-def xksfast(rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Xksfast:
+def xksfast(rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process, as an admin."""
-    monkeypatch.setenv("XKSFAST_ADMIN_URL", rig.url)
-    monkeypatch.setenv("XKSFAST_ADMIN_TOKEN", rig.tokens["admin"])
-    monkeypatch.setenv("XKSFAST_ADMIN_CA", str(rig.ca_file))
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["xksfast", *arguments])
-        capfd.readouterr()
-        code = cli.main()
-        said = capfd.readouterr()
-        lines = [line for line in said.err.splitlines(keepends=True) if not line.startswith('{"ts":')]  # the listener's log
-        return Ran(code, said.out, "".join(lines))
-
-    return run
+    return runner(monkeypatch, capfd, rig.url, rig.tokens["admin"], str(rig.ca_file))
 
 
 @pytest.fixture
-def store(xksfast: Xksfast, request: pytest.FixtureRequest) -> str:
+def store(xksfast: Run, request: pytest.FixtureRequest) -> str:
     """A key store of the test's own."""
     name = request.node.name.replace("_", "-").replace("[", "-").replace("]", "")[:60]
     assert xksfast("store", "create", name, "--uri-path-prefix", f"/{name}", *LOCAL).code == DONE
@@ -75,7 +42,7 @@ def store(xksfast: Xksfast, request: pytest.FixtureRequest) -> str:
 # --- the contract's own lines
 
 
-def test_store_create_as_in_the_contract(xksfast: Xksfast) -> None:
+def test_store_create_as_in_the_contract(xksfast: Run) -> None:
     ran = xksfast("store", "create", "payments", "--uri-path-prefix", "/payments", *LOCAL, "--max-credentials", "4", "--json")
     assert ran.code == DONE
     assert (ran.json["name"], ran.json["uri_path_prefix"], ran.json["max_credentials"]) == ("payments", "/payments", 4)
@@ -86,7 +53,7 @@ def test_store_create_as_in_the_contract(xksfast: Xksfast) -> None:
     assert hsm.json["key_source"] == "pkcs11"
 
 
-def test_key_create_and_rotate_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+def test_key_create_and_rotate_as_in_the_contract(xksfast: Run, store: str) -> None:
     made = xksfast("key", "create", store, "orders", "--usage", "ENCRYPT,DECRYPT", "--json").json
     assert (made["external_key_id"], made["version"], made["state"]) == ("orders", 1, "ENABLED")
     assert xksfast("key", "rotate", store, "orders", "--json").json["version"] == 2
@@ -94,7 +61,7 @@ def test_key_create_and_rotate_as_in_the_contract(xksfast: Xksfast, store: str) 
     assert [version["number"] for version in versions] == [1, 2]
 
 
-def test_credential_rotate_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+def test_credential_rotate_as_in_the_contract(xksfast: Run, store: str) -> None:
     issued = xksfast("credential", "rotate", store, "--json").json
     assert issued.keys() >= {"access_key_id", "secret_access_key"}
     listed = xksfast("credential", "list", store, "--json").json
@@ -104,7 +71,7 @@ def test_credential_rotate_as_in_the_contract(xksfast: Xksfast, store: str) -> N
     assert xksfast("credential", "remove", store, oldest["access_key_id"], "--json").json["removed"] is True
 
 
-def test_store_block_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
+def test_store_block_as_in_the_contract(xksfast: Run, store: str) -> None:
     ran = xksfast("store", "block", store, "--json")
     assert ran.code == DONE
     assert ran.json["confirmed"][0]["node"] == "n1"
@@ -119,7 +86,7 @@ def test_store_block_as_in_the_contract(xksfast: Xksfast, store: str) -> None:
 # --- exit codes
 
 
-def test_a_block_that_a_node_does_not_confirm_is_done_in_part(rig: Rig, xksfast: Xksfast, store: str) -> None:
+def test_a_block_that_a_node_does_not_confirm_is_done_in_part(rig: Rig, xksfast: Run, store: str) -> None:
     rig.other_nodes.says = {"n2": "it is on fire"}
     try:
         ran = xksfast("store", "block", store, "--json")
@@ -132,7 +99,7 @@ def test_a_block_that_a_node_does_not_confirm_is_done_in_part(rig: Rig, xksfast:
     assert many.code == REFUSED  # neither of the two is done
 
 
-def test_a_rule_is_named_with_exit_code_3(xksfast: Xksfast, store: str) -> None:
+def test_a_rule_is_named_with_exit_code_3(xksfast: Run, store: str) -> None:
     xksfast("key", "create", store, "orders")
     ran = xksfast("store", "delete", store, "--json")
     assert (ran.code, ran.out) == (REFUSED, "")
@@ -144,7 +111,7 @@ def test_a_rule_is_named_with_exit_code_3(xksfast: Xksfast, store: str) -> None:
     assert xksfast("store", "show", store).code == REFUSED
 
 
-def test_every_wrong_value_is_named(xksfast: Xksfast) -> None:
+def test_every_wrong_value_is_named(xksfast: Run) -> None:
     ran = xksfast("store", "create", "wrong", "--region", "us-east-1", "--max-credentials", "99", "--on-stale", "maybe")
     assert ran.code == REFUSED
     assert "max_credentials" in ran.err
@@ -165,7 +132,7 @@ def test_every_wrong_value_is_named(xksfast: Xksfast) -> None:
         ["stor", "list"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(xksfast: Xksfast, arguments: list[str]) -> None:
+def test_wrong_usage_is_exit_code_2(xksfast: Run, arguments: list[str]) -> None:
     ran = xksfast(*arguments)
     assert (ran.code, ran.out) == (USAGE, "")
     assert "Traceback" not in ran.err
@@ -175,9 +142,7 @@ def test_wrong_usage_is_exit_code_2(xksfast: Xksfast, arguments: list[str]) -> N
 # --- the server that is not there
 
 
-def test_words_when_the_server_is_not_there(
-    xksfast: Xksfast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rig: Rig
-) -> None:
+def test_words_when_the_server_is_not_there(xksfast: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rig: Rig) -> None:
     url = f"https://localhost:{free_port()}"
     ran = xksfast("store", "list", "--admin", url)
     assert (ran.code, ran.out) == (FAILED, "")
@@ -203,7 +168,7 @@ def test_words_when_the_server_is_not_there(
     assert (none.code, "no token" in none.err) == (USAGE, True)
 
 
-def test_words_when_the_certificate_is_of_another_host(xksfast: Xksfast, rig: Rig) -> None:
+def test_words_when_the_certificate_is_of_another_host(xksfast: Run, rig: Rig) -> None:
     ran = xksfast("store", "list", "--admin", f"https://127.0.0.2:{rig.server.address[1]}")
     assert ran.code == FAILED  # not listening there, or another name: both are told
     assert "--admin" in ran.err or "certificate" in ran.err
@@ -212,7 +177,7 @@ def test_words_when_the_certificate_is_of_another_host(xksfast: Xksfast, rig: Ri
 # --- many at once
 
 
-def test_many_keys_are_blocked_and_the_absent_one_is_named(xksfast: Xksfast, store: str) -> None:
+def test_many_keys_are_blocked_and_the_absent_one_is_named(xksfast: Run, store: str) -> None:
     for key in ("a", "b", "c"):
         xksfast("key", "create", store, key)
     ran = xksfast("key", "block", store, "a", "b", "absent", "--json")
@@ -231,7 +196,7 @@ def test_many_keys_are_blocked_and_the_absent_one_is_named(xksfast: Xksfast, sto
     assert xksfast("key", "list", store, "--json").json == []
 
 
-def test_deleting_many_goes_on_after_a_refusal_and_names_it(xksfast: Xksfast, store: str) -> None:
+def test_deleting_many_goes_on_after_a_refusal_and_names_it(xksfast: Run, store: str) -> None:
     for key in ("used", "idle", "spare"):
         xksfast("key", "create", store, key)
     xksfast("key", "disable", store, "idle", "spare")
@@ -261,7 +226,7 @@ def database_held(rig: Rig, when: Callable[[State], bool]) -> Iterator[None]:
         other.close()
 
 
-def test_a_bulk_that_cannot_go_on_says_how_far_it_came(rig: Rig, xksfast: Xksfast, store: str) -> None:
+def test_a_bulk_that_cannot_go_on_says_how_far_it_came(rig: Rig, xksfast: Run, store: str) -> None:
     keys = [f"k{number}" for number in range(40)]
     with rig.client() as admin:
         for key in keys:
@@ -283,7 +248,7 @@ def test_a_bulk_that_cannot_go_on_says_how_far_it_came(rig: Rig, xksfast: Xksfas
     assert {each["problem"] for each in again.json} == {""}
 
 
-def test_deletions_that_cannot_go_on_say_how_far_they_came(rig: Rig, xksfast: Xksfast) -> None:
+def test_deletions_that_cannot_go_on_say_how_far_they_came(rig: Rig, xksfast: Run) -> None:
     stores = [f"going-{number}" for number in range(8)]
     for name in stores:
         assert xksfast("store", "create", name, "--uri-path-prefix", f"/{name}", *LOCAL).code == DONE
@@ -311,7 +276,7 @@ DESTRUCTIVE = [
 ]
 
 
-def test_a_dry_run_says_what_would_be_done_and_changes_nothing(rig: Rig, xksfast: Xksfast, store: str) -> None:
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(rig: Rig, xksfast: Run, store: str) -> None:
     first = xksfast("credential", "list", store, "--json").json[0]["access_key_id"]
     xksfast("credential", "rotate", store, "--json")
     for key in ("used", "idle"):
@@ -333,7 +298,7 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(rig: Rig, xksfast
 # --- secrets in files
 
 
-def test_secrets_can_go_to_files_that_only_their_owner_reads(xksfast: Xksfast, store: str, tmp_path: Path) -> None:
+def test_secrets_can_go_to_files_that_only_their_owner_reads(xksfast: Run, store: str, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("made.json", "console.json", "rotated.json", "token")]
     ran = xksfast(
         "store",
@@ -364,7 +329,7 @@ def test_secrets_can_go_to_files_that_only_their_owner_reads(xksfast: Xksfast, s
 # --- for people
 
 
-def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Xksfast, store: str) -> None:
+def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Run, store: str) -> None:
     xksfast("key", "create", store, "orders", "--alias", "ledger")
     for arguments in (["store", "list"], ["store", "show", store], ["key", "list", store], ["key", "show", store, "orders"],
                       ["credential", "list", store], ["operator", "list"], ["aws", "list"], ["node", "list"],
@@ -377,7 +342,7 @@ def test_tables_for_people_and_no_colour_without_a_terminal(xksfast: Xksfast, st
     assert store in xksfast("store", "list", "--name-prefix", store).out
 
 
-def test_people_are_told_where_they_look_when_a_rotation_is_due(rig: Rig, xksfast: Xksfast, store: str) -> None:
+def test_people_are_told_where_they_look_when_a_rotation_is_due(rig: Rig, xksfast: Run, store: str) -> None:
     for key in ("worn", "fresh"):
         xksfast("key", "create", store, key)
     report(rig, encrypted(store, WARN_INVOCATIONS + 1, key="worn"))
@@ -395,7 +360,7 @@ def test_people_are_told_where_they_look_when_a_rotation_is_due(rig: Rig, xksfas
     assert xksfast("key", "show", store, "worn").err == ""
 
 
-def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: Xksfast, store: str) -> None:
+def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: Run, store: str) -> None:
     xksfast("store", "block", store, "--reason", "drill")
     events = xksfast("audit", "tail", "--id", store, "--json").json
     assert [event["action"] for event in events] == ["store.create", "store.block"]
@@ -408,7 +373,7 @@ def test_audit_tail_shows_the_newest_last_and_only_what_was_asked_for(xksfast: X
     assert verdict["ok"] is True
 
 
-def test_names_complete_from_the_server(xksfast: Xksfast, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_complete_from_the_server(xksfast: Run, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
     from xksfast.shell import names
@@ -447,7 +412,7 @@ create = true
     return file
 
 
-def test_apply_shows_the_plan_does_it_and_has_nothing_to_do_then(xksfast: Xksfast, stores_toml: Path) -> None:
+def test_apply_shows_the_plan_does_it_and_has_nothing_to_do_then(xksfast: Run, stores_toml: Path) -> None:
     planned = xksfast("apply", str(stores_toml), "--dry-run")
     assert planned.code == DONE
     assert "+ from-git: key store in us-east-1, prefix /from-git, local keys, 1 credential" in planned.out
@@ -461,7 +426,7 @@ def test_apply_shows_the_plan_does_it_and_has_nothing_to_do_then(xksfast: Xksfas
     assert "s" * 43 not in planned.out + planned.err + ran.out + ran.err
 
 
-def test_apply_says_what_is_wrong_with_the_file_and_changes_nothing(xksfast: Xksfast, stores_toml: Path) -> None:
+def test_apply_says_what_is_wrong_with_the_file_and_changes_nothing(xksfast: Run, stores_toml: Path) -> None:
     stores_toml.with_name("git.secret").chmod(0o644)
     ran = xksfast("apply", str(stores_toml))
     assert (ran.code, "chmod 600" in ran.err) == (USAGE, True)
@@ -477,7 +442,7 @@ def test_apply_says_what_is_wrong_with_the_file_and_changes_nothing(xksfast: Xks
     assert (ran.code, "did you mean 'region'?" in ran.err) == (USAGE, True)
 
 
-def test_apply_that_stops_half_way_says_where(xksfast: Xksfast, stores_toml: Path) -> None:
+def test_apply_that_stops_half_way_says_where(xksfast: Run, stores_toml: Path) -> None:
     text = stores_toml.read_text().replace("from-git", "half-git").replace("create = true", "create = false")
     stores_toml.write_text(text)
     ran = xksfast("apply", str(stores_toml))
