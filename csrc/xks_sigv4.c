@@ -238,25 +238,23 @@ xks_status xks_sigv4_keyring_remove(xks_sigv4_keyring *keyring, const char *acce
     return XKS_OK;
 }
 
-xks_status xks_sigv4_derive(const xks_secret *secret_access_key, const char day[8], const char *region, size_t region_len,
+xks_status xks_sigv4_derive(xks_span secret_access_key, const char day[8], const char *region, size_t region_len,
                             xks_secret_pages *pages, uint32_t slot)
 {
     uint8_t first[4 + MAX_SECRET_BYTES];
     uint8_t key[XKS_SHA256_BYTES];
     xks_hmac_key hmac;
-    size_t len;
-    const uint8_t *secret = xks_secret_view(secret_access_key, &len);
-    if (len > MAX_SECRET_BYTES || !is_day(day)) {
+    if (secret_access_key.len > MAX_SECRET_BYTES || !is_day(day)) {
         return XKS_BAD_INPUT;
     }
     memcpy(first, "AWS4", 4);
-    memcpy(first + 4, secret, len);
+    memcpy(first + 4, secret_access_key.data, secret_access_key.len);
     const struct {
         const char *text;
         size_t len;
     } steps[4] = {{day, DAY_BYTES}, {region, region_len}, {SERVICE, sizeof SERVICE - 1}, {TERMINATOR, sizeof TERMINATOR - 1}};
     for (size_t i = 0; i < 4; i++) {
-        xks_hmac_key_init(&hmac, i == 0 ? first : key, i == 0 ? 4 + len : sizeof key);
+        xks_hmac_key_init(&hmac, i == 0 ? first : key, i == 0 ? 4 + secret_access_key.len : sizeof key);
         xks_hmac_once(&hmac, steps[i].text, steps[i].len, key);
     }
     xks_status status = xks_secret_pages_write(pages, slot, key);

@@ -80,8 +80,8 @@ XKS_MUST_CHECK xks_status xks_sigv4_keyring_remove(xks_sigv4_keyring *keyring, c
                                                    size_t access_key_id_len, uint32_t *credential);
 
 /* The signing key of one day, written to `slot`: HMAC chain over day, region, "kms-xks-proxy", "aws4_request". */
-XKS_MUST_CHECK xks_status xks_sigv4_derive(const xks_secret *secret_access_key, const char day[8], const char *region,
-                                           size_t region_len, xks_secret_pages *pages, uint32_t slot);
+XKS_MUST_CHECK xks_status xks_sigv4_derive(xks_span secret_access_key, const char day[8], const char *region, size_t region_len,
+                                           xks_secret_pages *pages, uint32_t slot);
 
 /* XKS_OK: authentic, and *credential is its index: in the order of their first _put, from 0. XKS_NOT_AUTHENTIC: *reason says why.
  * The hash and HMAC work is the same for a known and an unknown access key id; comparison is in constant time. */

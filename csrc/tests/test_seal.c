@@ -185,6 +185,7 @@ static void keys_of_both_formats_open_both_ways(void)
 static void signing_keys_come_from_the_sealed_secret(void)
 {
     xks_secret *key = key_of(9), *secret = secret_of("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY0123", 44);
+    xks_span plain = {guarded_copy("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY0123", 44), 44};
     xks_secret_pages *pages;
     uint8_t sealed[XKS_SEAL_MAX_BYTES];
     size_t len;
@@ -193,7 +194,7 @@ static void signing_keys_come_from_the_sealed_secret(void)
     const char *days = (const char *)guarded_copy("202611252026112620261127", 24);
     CHECK_STATUS(XKS_OK, xks_seal_derive_signing_keys(key, NAME, NAME_LEN, sealed, len, days, 3, "us-east-1", 9, pages, 0));
     for (uint32_t i = 0; i < 3; i++) {
-        CHECK_STATUS(XKS_OK, xks_sigv4_derive(secret, days + (size_t)i * 8, "us-east-1", 9, pages, 3));
+        CHECK_STATUS(XKS_OK, xks_sigv4_derive(plain, days + (size_t)i * 8, "us-east-1", 9, pages, 3));
         CHECK(memcmp(xks_secret_pages_view(pages, i), xks_secret_pages_view(pages, 3), 32) == 0);
     }
     CHECK(memcmp(xks_secret_pages_view(pages, 0), xks_secret_pages_view(pages, 1), 32) != 0);

@@ -51,7 +51,7 @@ def test_a_store_that_breaks_a_rule_is_refused(
 
 
 def test_a_change_names_only_what_changes_and_needs_the_revision_that_was_seen(state: State) -> None:
-    revision = state.revisions["key_store", "payments"]
+    revision = state.revision_of(state.key_stores["payments"])
     assert stores.update(state, "payments", StoreUpdate(), revision) == []
     changes = stores.update(state, "payments", StoreUpdate(description="cards"), revision)
     assert [(change.action, change.id) for change in changes] == [("store.update", "payments")]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.admin.hsms import PIN, Hsms, make_hsms
 from tests.native.test_seal import bytes_of

@@ -92,7 +92,7 @@ def all_of(state: State) -> dict[str, Any]:
         "source_keys": list(state.source_keys.items()),
         "operators": list(state.operators.items()),
         "by_token": dict(state.operators_by_token),
-        "revisions": dict(state.revisions),
+        "revisions": [(value.kind, value.id, state.revision_of(value)) for value in state.objects()],
         "keys_of": {store: list(state.keys_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]},
         "credentials_of": {
             store: list(state.credentials_of(store).items()) for store in [*stores, "payments", "s0", "s1", "s2"]

@@ -6,12 +6,12 @@ from __future__ import annotations
 import base64
 import os
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from argon2.low_level import Type, hash_secret_raw
+from msgspec.structs import replace
 
 from tests.native.test_seal import bytes_of
 from xksfast.config import State

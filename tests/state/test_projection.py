@@ -23,8 +23,8 @@ def folded(*changes: Change) -> State:
 def loaded(state: State) -> State:
     """The same objects, as a database gives them: in the order of their making."""
     again = State()
-    objects = sorted(state.objects(), key=lambda value: state.revisions[value.kind, value.id])
-    again.load([(value, state.revisions[value.kind, value.id]) for value in objects], state.seq, state.head)
+    objects = sorted(state.objects(), key=state.revision_of)
+    again.load([(value, state.revision_of(value)) for value in objects], state.seq, state.head)
     return again
 
 

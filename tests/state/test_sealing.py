@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.native.test_seal import bytes_of, open_by_hand, signing_key_by_hand, slot
 from xksfast.errors import NativeError

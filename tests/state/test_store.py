@@ -69,7 +69,7 @@ def test_what_is_transacted_is_in_the_state_and_in_the_database(database: Databa
     ]
     with store.reading() as state:
         assert state.key_stores == {"payments": a_store()}
-        assert state.revisions["key_store", "payments"] == 1
+        assert state.revision_of(state.key_stores["payments"]) == 1
     assert everything(opened(database, "n2")) == everything(store)
 
 

@@ -417,7 +417,7 @@ class Node:
 
         def write() -> int:
             with self._store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
-                objects = [(value, state.revisions[value.kind, value.id]) for value in state.objects()]
+                objects = [(value, state.revision_of(value)) for value in state.objects()]
                 known = Loaded(objects, state.seq, state.head)
             write_copy(self._copy_file, known, self._database.data_keys(), self._secrets.rows(), self._sealer)
             return known.seq

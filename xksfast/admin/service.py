@@ -367,7 +367,7 @@ class Service:
     def revision(self, value: Stored) -> int:
         """For its ETag."""
         with self._store.reading() as state:
-            return state.revisions[value.kind, value.id]
+            return state.revision_of(value)
 
     async def commit(
         self, actor: Actor, plan: Callable[[State], Plan], *, dry_run: bool = False, once: Once | None = None

@@ -163,7 +163,11 @@ class SecretPages:
 
 def derive_signing_key(secret: Secret, day: str, region: str, pages: SecretPages, slot: int) -> None:
     """Write the SigV4 signing key of `day` ("YYYYMMDD") and `region` to a slot."""
-    status = lib.xks_sigv4_derive(secret.pointer, day.encode("ascii"), region.encode("ascii"), len(region), pages.pointer, slot)
+    span = ffi.new("xks_span *")
+    length = ffi.new("size_t *")
+    span.data = lib.xks_secret_view(secret.pointer, length)
+    span.len = length[0]
+    status = lib.xks_sigv4_derive(span[0], day.encode("ascii"), region.encode("ascii"), len(region), pages.pointer, slot)
     check(status, what="signing key")
 
 

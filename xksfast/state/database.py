@@ -62,8 +62,8 @@ class Database:
         """The whole state, as it was at one moment. StateTooNew, StateCorrupt when an object cannot be read."""
         with self.reading() as connection:
             seq, head = rows.head(connection)
-            stored = rows.stream(connection, schema.objects, "made_seq")
-            objects = [(self._decoded(row.kind, row.id, row.body), row.seq) for row in stored]
+            stored = rows.stream(connection, schema.objects, "made_seq", names=("kind", "id", "body", "seq", "made_seq"))
+            objects = [(self._decoded(kind, id_, body), changed_seq) for kind, id_, body, changed_seq, _ in stored]
         return Loaded(objects, seq, head)
 
     def _decoded(self, kind: str, id_: str, body: str) -> Stored:

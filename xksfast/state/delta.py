@@ -17,7 +17,7 @@ from xksfast import model
 from xksfast.errors import OperatorError
 from xksfast.native.crypto import SecretPages, utc_day
 from xksfast.state.events import Event
-from xksfast.state.objects import Credential, Key, KeyStore, SourceKey, Stored, source_key_id
+from xksfast.state.objects import Credential, Key, KeyStore, KeyVersion, SourceKey, Stored, source_key_id
 from xksfast.state.projection import State
 
 DAY_S = 86400
@@ -166,7 +166,7 @@ class DeltaBuilder:
                     for credential in some_credentials
                     if (rendered := self._credential(state, credential, days, hand)) is not None
                 ),
-                keys=tuple(self._key(key, self._local_keys(state, key, hand)) for key in some_keys),
+                keys=tuple([self._key(state, key, hand) for key in some_keys]),
             )
             yield delta, pages
             if left == 0:
@@ -180,23 +180,40 @@ class DeltaBuilder:
             region=store.region,
             key_source=store.key_source,
             partition_group=store.partition_group,
-            blocked=store.blocked or ("key_store", store.id) in self.withheld,
+            blocked=store.blocked or self._is_withheld(store),
             allowed_principals=store.allowed_principals,
             aad_scheme=store.aad_scheme,
         )
 
-    def _key(self, key: Key, local_slots: dict[int, int]) -> model.Key:
+    def _key(self, state: State, key: Key, slots: _Slots) -> model.Key:
+        if state.place_of(key.store) == "local":
+            versions = [self._local_version(state, key, version, slots) for version in key.versions]
+        else:
+            versions = [model.KeyVersion(number=version.number, label=version.label) for version in key.versions]
         return model.Key(
             store=key.store,
             external_key_id=key.external_key_id,
-            versions=tuple(
-                model.KeyVersion(number=version.number, label=version.label, local_slot=local_slots.get(version.number))
-                for version in key.versions
-            ),
+            versions=tuple(versions),
             usage=key.usage,
             enabled=key.enabled,
-            blocked=key.blocked or ("key", key.id) in self.withheld,
+            blocked=key.blocked or self._is_withheld(key),
         )
+
+    def _local_version(self, state: State, key: Key, version: KeyVersion, slots: _Slots) -> model.KeyVersion:
+        """With the key's bytes in a slot; a version that cannot be unsealed has none."""
+        slot = slots.take(1)
+        source = state.source_keys.get(source_key_id("local", version.label))
+        try:
+            if source is None:
+                raise OperatorError(f"there is no local key {version.label!r}")
+            self._secrets.unseal_local_key(source, slots.pages_in_use(), slot)
+        except OperatorError as error:
+            self._on_problem(f"key store {key.store}: key {key.external_key_id}: {error}")
+            return model.KeyVersion(number=version.number, label=version.label)
+        return model.KeyVersion(number=version.number, label=version.label, local_slot=slot)
+
+    def _is_withheld(self, value: KeyStore | Key) -> bool:
+        return bool(self.withheld) and (value.kind, value.id) in self.withheld
 
     def _credential(self, state: State, credential: Credential, days: Days, slots: _Slots) -> model.Credential | None:
         first = slots.take(len(days))
@@ -215,24 +232,6 @@ class DeltaBuilder:
     @staticmethod
     def _local_slots(state: State, keys: list[Key]) -> int:
         return sum(len(key.versions) for key in keys if state.place_of(key.store) == "local")
-
-    def _local_keys(self, state: State, key: Key, slots: _Slots) -> dict[int, int]:
-        """Slots by version number; a version that cannot be unsealed has none."""
-        if state.place_of(key.store) != "local":
-            return {}
-        found = {}
-        for version in key.versions:
-            slot = slots.take(1)
-            source = state.source_keys.get(source_key_id("local", version.label))
-            try:
-                if source is None:
-                    raise OperatorError(f"there is no local key {version.label!r}")
-                self._secrets.unseal_local_key(source, slots.pages_in_use(), slot)
-            except OperatorError as error:
-                self._on_problem(f"key store {key.store}: key {key.external_key_id}: {error}")
-            else:
-                found[version.number] = slot
-        return found
 
 
 class _Slots:

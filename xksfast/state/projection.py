@@ -38,7 +38,7 @@ class State:
     """All objects as of event `seq`; `head` is that event's hash.
 
     key_stores, credentials, keys, source_keys, aws_connections, operators: by id. keys_of, credentials_of: of a store, in the order of
-    their making. revisions: (kind, id) -> seq of the last change, which is the object's ETag.
+    their making.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,23 @@ class State:
         self.aws_connections: dict[str, AwsConnection] = {}
         self.operators: dict[str, Operator] = {}
         self.operators_by_token: dict[str, Operator] = {}
-        self.revisions: dict[tuple[str, str], int] = {}
         self._store_by_prefix: dict[str, str] = {}
         self._keys_of: dict[str, dict[str, Key]] = {}
         self._credentials_of: dict[str, dict[str, Credential]] = {}
-        self._users: dict[str, dict[str, None]] = {}  # source key id -> ids of the keys with a version of it
+        # Source key id -> ids of the keys with a version of it; None: nobody has asked yet. It costs a start more than any other index.
+        self._users: dict[str, dict[str, None]] | None = None
         self._tables: dict[str, dict[str, Stored]] = {kind: getattr(self, name) for name, kind in TABLES.items()}
+        self._revisions: dict[str, dict[str, int]] = {kind: {} for kind in self._tables}  # kind -> id -> seq of the last change
 
     # --- folding
 
     def load(self, objects: Iterable[tuple[Stored, int]], seq: int, head: bytes) -> None:
         """Into an empty state: (object, seq of its last change), as of event `seq`."""
         for value, revision in objects:
-            self._put(value)
-            self.revisions[value.kind, value.id] = revision
+            kind, id_ = value.kind, value.id
+            self._tables[kind][id_] = value
+            self._revisions[kind][id_] = revision
+            self._index(value, None)
         self.seq, self.head = seq, head
 
     def apply(self, events: Iterable[Event]) -> None:
@@ -81,37 +84,38 @@ class State:
             self._unindex(former, value)
             if value is None:
                 self._tables[event.kind].pop(event.id, None)
-                self.revisions.pop((event.kind, event.id), None)
+                self._revisions[event.kind].pop(event.id, None)
             else:
-                self._put(value, former)
-                self.revisions[event.kind, event.id] = event.seq
+                self._tables[event.kind][event.id] = value  # a dict keeps the order of what is replaced in it
+                self._revisions[event.kind][event.id] = event.seq
+                self._index(value, former)
             self.seq, self.head = event.seq, event.hash
 
     def after(self, events: Sequence[Event]) -> State:
         """Another State, to look at: this one as `apply` of these events would make it. This one stays as it is.
 
-        It shares with this one what the events do not touch, so that it is quickly made of very many objects; users_of is not known.
+        It shares with this one what the events do not touch, so that it is quickly made of very many objects.
         """
         touched = {event.kind for event in events}
         values = [value for event in events for value in (event.object_before(), event.object_after())]
         stores = {value.store for value in values if isinstance(value, Key | Credential)}
         made = State()
         made.__dict__.update(self.__dict__)
-        for name in ("operators_by_token", "revisions", "_store_by_prefix"):
+        for name in ("operators_by_token", "_store_by_prefix"):
             setattr(made, name, dict(getattr(self, name)))
         for name, kind in TABLES.items():
             table = getattr(self, name)
             setattr(made, name, dict(table) if kind in touched else table)
         made._tables = {kind: getattr(made, name) for name, kind in TABLES.items()}
+        made._revisions = {kind: dict(known) if kind in touched else known for kind, known in self._revisions.items()}
         made._keys_of = {**self._keys_of, **{store: dict(self.keys_of(store)) for store in stores}}
         made._credentials_of = {**self._credentials_of, **{store: dict(self.credentials_of(store)) for store in stores}}
-        made._users = {}
+        made._users = None
         made.apply(events)
         return made
 
-    def _put(self, value: Stored, former: Stored | None = None) -> None:
-        """In the place of `former`, whose indexes are gone: a dict keeps the order of what is replaced in it."""
-        self._tables[value.kind][value.id] = value
+    def _index(self, value: Stored, former: Stored | None) -> None:
+        """Of what has come in the place of `former`, whose own indexes are gone."""
         match value:
             case KeyStore():
                 self._store_by_prefix[value.uri_path_prefix] = value.name
@@ -127,7 +131,7 @@ class State:
                 self.operators_by_token[value.token_sha256] = value
 
     def _unindex(self, former: Stored | None, value: Stored | None) -> None:
-        """Forget what `value`, or nothing, takes the place of; what `_put` replaces in place stays."""
+        """Forget what `value`, or nothing, takes the place of; what `_index` replaces in place stays."""
         match former:
             case KeyStore():
                 if self._store_by_prefix.get(former.uri_path_prefix) == former.name:
@@ -147,18 +151,24 @@ class State:
                     del self.operators_by_token[former.token_sha256]
 
     def _note_user(self, key: Key) -> None:
-        for source in self._sources_of(key):
-            self._users.setdefault(source, {})[key.id] = None
+        if self._users is not None:
+            for source in self._sources_of(key):
+                self._users.setdefault(source, {})[key.id] = None
 
     def _forget_user(self, key: Key) -> None:
-        for source in self._sources_of(key):
-            _drop(self._users, source, key.id)
+        if self._users is not None:
+            for source in self._sources_of(key):
+                _drop(self._users, source, key.id)
 
     # --- looking up
 
     def find(self, kind: str, id: str) -> Stored | None:
         """An object by its kind and id."""
         return self._tables[kind].get(id)
+
+    def revision_of(self, value: Stored) -> int:
+        """seq of the last change of an object, which is its ETag; 0: it is not here."""
+        return self._revisions[value.kind].get(value.id, 0)
 
     def store_with_prefix(self, uri_path_prefix: str) -> KeyStore | None:
         """The key store that answers under this prefix."""
@@ -178,7 +188,11 @@ class State:
         return self.key_stores[store].partition_group or "local"
 
     def users_of(self, source_key: str) -> list[str]:
-        """Ids of the keys that have a version of this source key, sorted."""
+        """Ids of the keys that have a version of this source key, sorted. The first call takes as long as there are keys."""
+        if self._users is None:
+            self._users = {}
+            for key in self.keys.values():
+                self._note_user(key)
         return sorted(self._users.get(source_key, {}))
 
     def objects(self) -> Iterator[Stored]:

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
-from operator import itemgetter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, select
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Select, Table, select
 
 from xksfast.messages import CredentialUse, KeyUse
 from xksfast.state import schema
 from xksfast.state.events import GENESIS, Event
-from xksfast.state.records import Use
+from xksfast.state.records import Record, Use
 
-Record = TypeVar("Record")
+Kind = TypeVar("Kind", bound=Record)
 
 _PAGE = 5_000  # rows that are read at once: what a database gives in a fraction of PATIENCE_S
 
@@ -78,12 +77,13 @@ def stream_events(connection: Connection) -> Iterator[Event]:
         seq = page[-1].seq
 
 
-def stream(connection: Connection, table: Table, *order: str) -> Iterator[Row[Any]]:
-    """All rows of a table in the order of columns that make each row unique, a page at a time."""
+def stream(connection: Connection, table: Table, *order: str, names: Sequence[str] = ()) -> Iterator[Any]:
+    """All rows of a table in the order of columns that make each row unique, a page at a time. names: of the columns; (): all."""
     columns = [table.c[name] for name in order]
+    wanted: list[Any] = [table.c[name] for name in names] or [table]
     after: ColumnElement[bool] | None = None
     while True:
-        statement = select(table).order_by(*columns).limit(_PAGE)
+        statement = select(*wanted).order_by(*columns).limit(_PAGE)
         page = connection.execute(statement if after is None else statement.where(after)).all()
         yield from page
         if len(page) < _PAGE:
@@ -148,20 +148,21 @@ def event_values(event: Event) -> dict[str, Any]:
     }
 
 
-def values_of(record: Any) -> Mapping[str, Any]:
-    """The row of a record (records.py), whose fields are named as the columns are."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+def values_of(record: Record) -> Mapping[str, Any]:
+    """The row of a record."""
+    return msgspec.structs.asdict(record)
 
 
-def all_of(connection: Connection, table: Table, record: type[Record]) -> list[Record]:
+def all_of(connection: Connection, table: Table, record: type[Kind]) -> list[Kind]:
     """Every row as a record, in the order of the primary key."""
     order = [column.name for column in table.primary_key]
-    return _records(stream(connection, table, *order), table, record)
+    return [record(*row) for row in stream(connection, table, *order, names=record.__struct_fields__)]
 
 
-def some_of(connection: Connection, table: Table, record: type[Record], where: ColumnElement[bool]) -> list[Record]:
+def some_of(connection: Connection, table: Table, record: type[Kind], where: ColumnElement[bool]) -> list[Kind]:
     """The rows that fulfil a condition."""
-    return _records(connection.execute(select(table).where(where)).all(), table, record)
+    columns = [table.c[name] for name in record.__struct_fields__]
+    return [record(*row) for row in connection.execute(select(*columns).where(where)).all()]
 
 
 def use(connection: Connection) -> Use:
@@ -175,10 +176,3 @@ def use(connection: Connection) -> Use:
         for row in stream(connection, schema.credential_use, "store", "access_key_id")
     ]
     return Use(keys, credentials)
-
-
-def _records(rows: Iterable[Row[Any]], table: Table, record: type[Record]) -> list[Record]:
-    """There may be a hundred thousand of them: by position, which costs a fifth of by name."""
-    columns = [column.name for column in table.columns]
-    pick = itemgetter(*(columns.index(field.name) for field in fields(record)))  # type: ignore[arg-type]
-    return [record(*pick(row)) for row in rows]

@@ -270,7 +270,7 @@ class WhoAmI(View):
 
 def _revision(state: State, value: Stored) -> int:
     """0: it is gone since."""
-    return state.revisions.get((value.kind, value.id), 0)
+    return state.revision_of(value)
 
 
 def store_view(state: State, store: KeyStore) -> StoreView:

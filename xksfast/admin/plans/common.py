@@ -31,7 +31,7 @@ def find_key(state: State, store: str, external_key_id: str) -> Key:
 
 def check_revision(state: State, value: Stored, wanted: int | None) -> None:
     """wanted: the revision that the client has seen; None: it does not care."""
-    have = state.revisions[value.kind, value.id]
+    have = state.revision_of(value)
     if wanted is not None and wanted != have:
         raise Refused(
             "stale",
