@@ -207,7 +207,7 @@ def _wait_until_served(node: Node, store: int, key: str, began: float) -> None:
                 pass
             status, answer = target.post(target.path(key, "encrypt"), encrypt_document())
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.05)
             continue
         if status != 200:
             raise RuntimeError(f"a node that says it is ready answered {status} {answer.get('errorName')}")

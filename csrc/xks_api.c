@@ -33,6 +33,11 @@ static const xks_api API = {
     .metadata_write = xks_metadata_write,
     .metadata_read = xks_metadata_read,
 
+    .secret_pages_view = xks_secret_pages_view,
+    .aes_gcm_key_new = xks_aes_gcm_key_new,
+    .aes_gcm_key_free = xks_aes_gcm_key_free,
+    .aes_gcm_encrypt = xks_aes_gcm_encrypt,
+    .aes_gcm_decrypt = xks_aes_gcm_decrypt,
     .local_run = xks_local_run,
 
     .engine_submit = xks_engine_submit,

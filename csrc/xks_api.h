@@ -13,6 +13,7 @@
 #include "xks_job.h"
 #include "xks_metadata.h"
 #include "xks_random.h"
+#include "xks_secret.h"
 #include "xks_sigv4.h"
 #include "xks_status.h"
 #include "xks_tls.h"
@@ -20,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XKS_API_ABI 3
+#define XKS_API_ABI 4
 
 typedef struct xks_api {
     uint32_t abi;
@@ -45,6 +46,13 @@ typedef struct xks_api {
     void (*metadata_write)(uint32_t version, uint8_t out[5]);
     xks_status (*metadata_read)(const uint8_t *metadata, size_t len, uint32_t *version);
 
+    const uint8_t *(*secret_pages_view)(const xks_secret_pages *pages, uint32_t slot);
+    xks_status (*aes_gcm_key_new)(const uint8_t key[32], xks_aes_gcm_key **out);
+    void (*aes_gcm_key_free)(xks_aes_gcm_key *key);
+    xks_status (*aes_gcm_encrypt)(xks_aes_gcm_key *key, xks_span iv, xks_span aad, xks_span plaintext, uint8_t *ciphertext,
+                                  uint8_t tag[16]);
+    xks_status (*aes_gcm_decrypt)(xks_aes_gcm_key *key, xks_span iv, xks_span aad, xks_span ciphertext, xks_span tag,
+                                  uint8_t *plaintext);
     void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job);
 
     xks_status (*engine_submit)(xks_engine *engine, xks_job *job);

@@ -90,6 +90,8 @@ class Channel:
         if len(payload) > MAX_FRAME_BYTES:
             raise ValueError(f"a message of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}")
         frame = memoryview(_HEADER.pack(len(payload) | (0 if fd is None else _HAS_DESCRIPTOR)) + payload)
+        if self._out:
+            self._on_writable()  # whoever sends much at once does not let the loop do it
         if not self._out:
             sent = self._try_send(frame, fd)
             if sent == len(frame):

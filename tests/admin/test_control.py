@@ -19,7 +19,8 @@ import uvloop
 from xksfast import messages
 from xksfast.channel import Channel
 from xksfast.config import load_config
-from xksfast.native.crypto import AesGcmKey, SecretPages
+from xksfast.native.aes_gcm_key import AesGcmKey
+from xksfast.native.crypto import SecretPages
 
 TIMEOUT_S = 20.0
 STORES = """

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from xksfast.errors import NativeError
-from xksfast.native.crypto import AesGcmKey, SecretPages
+from xksfast.native.aes_gcm_key import AesGcmKey
+from xksfast.native.crypto import SecretPages
 
 
 def key_of(data: bytes) -> AesGcmKey:

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xksfast.errors import NativeError
+from xksfast.native.aes_gcm_key import AesGcmKey
 from xksfast.native.crypto import (
-    AesGcmKey,
     Secret,
     SecretPages,
     derive_signing_key,

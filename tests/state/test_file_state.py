@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from xksfast.model import Delta
-from xksfast.native.crypto import AesGcmKey, Keyring, SecretPages
+from xksfast.native.aes_gcm_key import AesGcmKey
+from xksfast.native.crypto import Keyring, SecretPages
 from xksfast.state.delta import DeltaBuilder, covered_days
 from xksfast.state.file_state import FileSecrets, state_of_file
 from xksfast.state.local_keys import LocalKeyFiles

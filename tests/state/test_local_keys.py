@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from xksfast.errors import OperatorError
-from xksfast.native.crypto import AesGcmKey, SecretPages
+from xksfast.native.aes_gcm_key import AesGcmKey
+from xksfast.native.crypto import SecretPages
 from xksfast.state.local_keys import LocalKeyFiles
 
 

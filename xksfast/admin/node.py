@@ -23,7 +23,6 @@ import msgspec
 
 from xksfast import messages
 from xksfast._version import __version__
-from xksfast.admin.applying import apply_declared
 from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import Blocks
 from xksfast.admin.hearing import Hearing
@@ -46,7 +45,7 @@ from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateAbsent, StateError, StateFull, StateReadOnly, StateUnavailable, StateWentBack
 from xksfast.state.events import Event
-from xksfast.state.local_copy import LocalCopy, is_genuine, read_copy, write_copy
+from xksfast.state.local_copy import is_genuine, read_copy, read_position, write_copy
 from xksfast.state.master_key import configured_master_key
 from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
@@ -60,6 +59,8 @@ if TYPE_CHECKING:
 POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
+REST_PATIENCE_S = 5.0
+FIRST_COPY_AFTER_S = 10.0  # when the workers have long begun to serve
 COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
@@ -104,7 +105,8 @@ class Node:
                 raise OperatorError(f"state.directory: {self._directory} cannot be made: {error.strerror}") from None
             await self._open()
             self._opened = True
-            for work in (self._follow(), self._beat(), self._serve_rest()):
+            self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
+            for work in (self._follow(), self._beat(), self._serve_rest_after_workers()):
                 self._spawn(work)
         with self._store.reading() as state:
             return messages.StateLoaded(
@@ -129,14 +131,13 @@ class Node:
     async def _open(self) -> None:
         self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
-        copy = await self._run(lambda: read_copy(self._copy_file))
-        known_seq = copy[0].seq if copy is not None else 0
+        known = await self._run(lambda: read_position(self._copy_file))
         try:
-            self._database, self._sealer = await self._run(partial(self._connect, known_seq))
+            self._database, self._sealer = await self._run(partial(self._connect, known[0] if known else 0))
         except (StateUnavailable, StateFull, StateReadOnly) as error:
-            if copy is None:
+            if known is None:
                 raise
-            await self._run(partial(self._take_copy, copy, error))
+            await self._run(partial(self._take_copy, error))
             self._hearing.not_heard(error)
         else:
             self._secrets = SecretRows(self._database, self._sealer)
@@ -145,7 +146,7 @@ class Node:
             await self._run(self._secrets.load)
             if not self._sealer.knows(self._secrets.rows()):
                 raise StateUnavailable("the data key was rotated while this node was started: start it again")
-            await self._run(lambda: self._keep_blocks(journal, copy))
+            await self._run(lambda: self._keep_blocks(journal, known))
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self.usage.add)
@@ -175,6 +176,8 @@ class Node:
             await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
             if self._config.state.apply:
+                from xksfast.admin.applying import apply_declared
+
                 await apply_declared(
                     self.service, self._store, Path(self._config.state.apply), self._config.partition_groups, self._log
                 )
@@ -206,8 +209,11 @@ class Node:
             database.close()
             raise
 
-    def _take_copy(self, copy: tuple[LocalCopy, bytes, bytes], why: StateError) -> None:
+    def _take_copy(self, why: StateError) -> None:
         """In the state thread: serve what we knew, until the database is there."""
+        copy = read_copy(self._copy_file)
+        if copy is None:
+            raise why
         known, mac, over = copy
         self._sealer = Sealer.open_with(self._master, known.data_keys)
         if not is_genuine(mac, over, self._sealer):
@@ -257,6 +263,12 @@ class Node:
             self._linked = self._linked or module.Linking(self.service)
         return self._linked
 
+    async def _serve_rest_after_workers(self) -> None:
+        """What it imports takes a second of a slow core, which belongs to them until they serve; but a token may keep them waiting."""
+        await self._publisher.served(REST_PATIENCE_S)
+        await self._peers.prepare()
+        await self._serve_rest()
+
     async def _serve_rest(self) -> None:
         if self._listener is None:
             return
@@ -285,19 +297,19 @@ class Node:
     def _copy_file(self) -> Path:
         return self._directory / "copy.jsonl"
 
-    def _keep_blocks(self, journal: BlockJournal, copy: tuple[LocalCopy, bytes, bytes] | None) -> None:
-        """In the state thread. A database that was restored from before a block must not undo it."""
-        if copy is None:
+    def _keep_blocks(self, journal: BlockJournal, known: tuple[int, bytes] | None) -> None:
+        """In the state thread. A database that was restored from before a block must not undo it. known: where the copy ends."""
+        if known is None:
             return
-        known = copy[0]
-        own, theirs, _ = self._database.news(known.seq, limit=1)
-        if own == known.head:  # it goes on where we were
+        seq, head = known
+        own, theirs, _ = self._database.news(seq, limit=1)
+        if own == head:  # it goes on where we were
             return
-        self._log.error(
-            "older_state_served", known_seq=known.seq, seq=theirs[0], next="changes after its backup are to be made anew"
-        )
-        with self._store.reading() as state:
-            keep_blocks(journal, known, state, self.name, self._log)
+        self._log.error("older_state_served", known_seq=seq, seq=theirs[0], next="changes after its backup are to be made anew")
+        copy = read_copy(self._copy_file)
+        if copy is not None:
+            with self._store.reading() as state:
+                keep_blocks(journal, copy[0], state, self.name, self._log)
 
     def link(self, worker: int, fd: int) -> None:
         """A worker was started."""

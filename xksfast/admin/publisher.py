@@ -36,7 +36,8 @@ Reading = Callable[[], AbstractContextManager[State]]  # the state, which nothin
 class _Worker:
     """One worker's line. given, restricted, applied: sequence numbers of events that it was told and has acknowledged.
 
-    sent_number, restricted_number: the same in messages. awaited: message number and secret pages of each delta under way.
+    sent_number, restricted_number, applied_number: the same in messages. awaited: message number and secret pages of each delta under
+    way.
     """
 
     channel: Channel
@@ -45,6 +46,7 @@ class _Worker:
     applied: int = 0
     sent_number: int = 0
     restricted_number: int = 0
+    applied_number: int = 0
     awaited: deque[tuple[int, SecretPages]] = field(default_factory=deque)
 
 
@@ -119,11 +121,16 @@ class Publisher:
     def _give_whole(self, number: int) -> None:
         assert self._reading is not None
         assert self._days is not None
-        if self._whole is None:
-            with self._reading() as state:
-                self._whole = list(self._builder.whole(state, self._days))
-            self._whole_ends = asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole)
-        self._give(self._workers[number], self._whole)
+        if self._whole is not None:
+            self._give(self._workers[number], self._whole)
+            return
+        parts = []
+        with self._reading() as state:
+            for part in self._builder.whole(state, self._days):  # the worker begins with the first while the next is made
+                parts.append(part)
+                self._give(self._workers[number], [part])
+        self._whole = parts
+        self._whole_ends = asyncio.get_running_loop().call_later(WHOLE_KEPT_S, self._forget_whole)
 
     def _forget_whole(self) -> None:
         """At once when it is old, so that its secret pages are wiped as soon as every worker has newer ones."""
@@ -177,7 +184,7 @@ class Publisher:
                 worker.restricted, worker.restricted_number = message.seq, message.number
             case messages.DeltaApplied():
                 worker.restricted = worker.applied = message.seq
-                worker.restricted_number = message.number
+                worker.restricted_number = worker.applied_number = message.number
                 while worker.awaited and worker.awaited[0][0] <= message.number:
                     worker.awaited.popleft()
                 self._report(message)
@@ -220,6 +227,15 @@ class Publisher:
     def applied_seq(self) -> int:
         """What every worker serves."""
         return min((worker.applied for worker in self._workers.values()), default=0)
+
+    async def served(self, patience_s: float) -> None:
+        """Wait until there are workers and all of them serve what they were given at first, but no longer than patience_s."""
+        async with self._changed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(self._all_serve), patience_s)
+
+    def _all_serve(self) -> bool:
+        return bool(self._workers) and all(worker.applied_number for worker in self._workers.values())
 
     async def restricted(self, seq: int, patience_s: float) -> Acknowledged:
         """Wait until every worker has restricted event `seq`. A worker that ends meanwhile serves nothing, so it does not count."""

@@ -12,7 +12,7 @@ import secrets as random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from xksfast.admin.actors import Actor, new_token
 from xksfast.admin.blocks import Blocks, Confirmation
@@ -20,16 +20,6 @@ from xksfast.admin.plans import credentials, keys, operators, stores, teardown
 from xksfast.admin.plans.common import at_revision, check_revision, find_key, find_store
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused, Repeated, no_such
-from xksfast.admin.requests import (
-    ConnectionCreate,
-    CredentialGiven,
-    KeyCreate,
-    KeyRotate,
-    KeyUpdate,
-    OperatorCreate,
-    StoreCreate,
-    StoreUpdate,
-)
 from xksfast.config import Config
 from xksfast.native.crypto import Secret
 from xksfast.state.events import Change
@@ -40,6 +30,18 @@ from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Once, Plan, StateStore
 from xksfast.toml_reader import nearest
+
+if TYPE_CHECKING:  # they bring pydantic, which a start can do without until the workers serve
+    from xksfast.admin.requests import (
+        ConnectionCreate,
+        CredentialGiven,
+        KeyCreate,
+        KeyRotate,
+        KeyUpdate,
+        OperatorCreate,
+        StoreCreate,
+        StoreUpdate,
+    )
 
 ACCESS_KEY_ID_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 ACCESS_KEY_ID_CHARS = 20

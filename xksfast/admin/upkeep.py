@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from xksfast.admin.actors import system_actor
-from xksfast.admin.requests import KeyRotate
 from xksfast.admin.schedule import due
 from xksfast.admin.service import Service
 from xksfast.errors import OperatorError
@@ -32,6 +31,10 @@ class Upkeep:
         """A credential of a linked store goes to AWS as well."""
         with self._store.reading() as state:
             found = due(state, int(time.time()))
+        if not found:
+            return
+        from xksfast.admin.requests import KeyRotate  # it brings pydantic, which REST has loaded by now
+
         actor = system_actor("rotation")
         for one in found:
             try:

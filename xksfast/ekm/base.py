@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import msgspec
 import orjson
 
 from xksfast._version import __version__
@@ -24,8 +25,7 @@ from xksfast.wire.responses import render_json
 MemberStatus = Literal["ACTIVE", "DEGRADED", "UNAVAILABLE"]
 
 
-@dataclass(frozen=True, slots=True)
-class KeyBinding:
+class KeyBinding(msgspec.Struct, frozen=True, gc=False):
     """A key version as the request path uses it: either an engine key index or the address of a key in memory.
 
     problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.

@@ -7,7 +7,8 @@ from xksfast._version import __version__
 from xksfast.ekm.base import Fleet, FleetMember, KeyBinding
 from xksfast.errors import NativeError
 from xksfast.model import Key, KeyVersion
-from xksfast.native.crypto import AesGcmKey, SecretPages, random_key
+from xksfast.native.aes_gcm_key import AesGcmKey
+from xksfast.native.crypto import Secret, SecretPages
 
 HEALTH_TEXT = b"xksfast health check"
 
@@ -19,7 +20,7 @@ class LocalKeys:
 
     def __init__(self) -> None:
         self.fleet = Fleet()
-        self._health_key = random_key()
+        self._health_key = _random_key()
         self.check()
 
     def request(self, version: KeyVersion, pages: SecretPages | None) -> AesGcmKey | None:
@@ -47,3 +48,10 @@ class LocalKeys:
         self.fleet.update(
             (FleetMember("local", f"xksfast local keys {__version__}", "ACTIVE" if healthy else "UNAVAILABLE", "xksfast"),)
         )
+
+
+def _random_key() -> AesGcmKey:
+    """A key of its own for health checks, gone with the process."""
+    pages = SecretPages.new(1)
+    pages.put(0, Secret.random())
+    return AesGcmKey(pages, 0)

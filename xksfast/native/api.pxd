@@ -58,6 +58,7 @@ cdef extern from "xks_api.h" nogil:
 
     ctypedef struct xks_sigv4_keyring
     ctypedef struct xks_aes_gcm_key
+    ctypedef struct xks_secret_pages
     ctypedef struct xks_random_pool
     ctypedef struct xks_job_pool
     ctypedef struct xks_engine
@@ -117,6 +118,13 @@ cdef extern from "xks_api.h" nogil:
         xks_status (*job_compose_sample_aad)(xks_job *job, size_t aad_len, bint aad_present) noexcept
         void (*metadata_write)(uint32_t version, uint8_t *out) noexcept
         xks_status (*metadata_read)(const uint8_t *metadata, size_t len, uint32_t *version) noexcept
+        const uint8_t *(*secret_pages_view)(const xks_secret_pages *pages, uint32_t slot) noexcept
+        xks_status (*aes_gcm_key_new)(const uint8_t *key, xks_aes_gcm_key **out) noexcept
+        void (*aes_gcm_key_free)(xks_aes_gcm_key *key) noexcept
+        xks_status (*aes_gcm_encrypt)(xks_aes_gcm_key *key, xks_span iv, xks_span aad, xks_span plaintext, uint8_t *ciphertext,
+                                      uint8_t *tag) noexcept
+        xks_status (*aes_gcm_decrypt)(xks_aes_gcm_key *key, xks_span iv, xks_span aad, xks_span ciphertext, xks_span tag,
+                                      uint8_t *plaintext) noexcept
         void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job) noexcept
         xks_status (*engine_submit)(xks_engine *engine, xks_job *job) noexcept
         void (*engine_flush)(xks_engine *engine) noexcept

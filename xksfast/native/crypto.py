@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrappers for secrets, SigV4 and AES-GCM. Thin: they own memory and turn a status into an exception.
+"""Wrappers for secrets, sealing and SigV4. Thin: they own memory and turn a status into an exception.
 
 A newcomer's trap: no function here returns the bytes of a secret. They live in C buffers; Python passes handles and slot numbers.
 The one exception is Secret.reveal, for a secret access key that an operator is shown once, or AWS is given.
@@ -110,10 +110,11 @@ class Secret:
 
 
 class SecretPages:
-    """32-byte slots in a memfd, the way keys travel between processes."""
+    """32-byte slots in a memfd, the way keys travel between processes. `address` is for Cython."""
 
     def __init__(self, pointer: Any, *, wipe: bool) -> None:
         self.pointer = ffi.gc(pointer, lambda p: lib.xks_secret_pages_free(p, int(wipe)))
+        self.address = _address(pointer)
 
     @classmethod
     def new(cls, slots: int) -> SecretPages:
@@ -320,37 +321,6 @@ class Keyring:
         return None, "too_many_headers" if status == lib.XKS_TOO_LONG else SIGV4_REASONS[reason[0]]
 
 
-class AesGcmKey:
-    """An AES-256-GCM key from a slot. `address` is for the request path."""
-
-    __slots__ = ("address", "pointer")
-
-    def __init__(self, pages: SecretPages, slot: int) -> None:
-        data = lib.xks_secret_pages_view(pages.pointer, slot)
-        if data == ffi.NULL:
-            raise IndexError(f"no secret slot {slot}")
-        out = ffi.new("xks_aes_gcm_key **")
-        check(lib.xks_aes_gcm_key_new(data, out), what="AES key")
-        self.pointer = ffi.gc(out[0], lib.xks_aes_gcm_key_free)
-        self.address = _address(self.pointer)
-
-    def encrypt(self, plaintext: bytes, aad: bytes, iv: bytes | None = None) -> tuple[bytes, bytes, bytes]:
-        """(iv, ciphertext, tag). iv: 12 or 16 bytes; drawn when None."""
-        iv = os.urandom(12) if iv is None else iv
-        ciphertext, tag = ffi.new("uint8_t[]", max(len(plaintext), 1)), ffi.new("uint8_t[16]")
-        with _Spans(iv, aad, plaintext) as (iv_span, aad_span, text_span):
-            check(lib.xks_aes_gcm_encrypt(self.pointer, iv_span, aad_span, text_span, ciphertext, tag), what="encrypt")
-        return iv, bytes(ffi.buffer(ciphertext, len(plaintext))), bytes(ffi.buffer(tag))
-
-    def decrypt(self, iv: bytes, ciphertext: bytes, tag: bytes, aad: bytes) -> bytes:
-        """The plaintext; NativeError "not authentic" when anything was changed."""
-        plaintext = ffi.new("uint8_t[]", max(len(ciphertext), 1))
-        with _Spans(iv, aad, ciphertext, tag) as (iv_span, aad_span, text_span, tag_span):
-            status = lib.xks_aes_gcm_decrypt(self.pointer, iv_span, aad_span, text_span, tag_span, plaintext)
-        check(status, what="decrypt")
-        return bytes(ffi.buffer(plaintext, len(ciphertext)))
-
-
 class _Spans:
     """bytes -> xks_span, for the length of a with block."""
 
@@ -366,13 +336,6 @@ class _Spans:
 
     def __exit__(self, *_: object) -> None:
         self._buffers.clear()
-
-
-def random_key() -> AesGcmKey:
-    """A key of its own for health checks, gone with the process."""
-    pages, master = SecretPages.new(1), Secret.from_bytes(os.urandom(32))
-    seal_open(master, "health check", seal_new_key(master, "health check"), pages, 0)
-    return AesGcmKey(pages, 0)
 
 
 class JobPool:

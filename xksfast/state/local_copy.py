@@ -78,6 +78,18 @@ def write_copy(
     os.replace(unfinished, path)
 
 
+def read_position(path: Path) -> tuple[int, bytes] | None:
+    """(seq, hash) of the newest event in the copy, without reading the rest; None: there is none. OperatorError as for read_copy."""
+    try:
+        with path.open("rb") as file:
+            header = _header_of(path, file.readline())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
+    return header.seq, header.head
+
+
 def read_copy(path: Path) -> tuple[LocalCopy, bytes, bytes] | None:
     """(the copy, its MAC, what the MAC is over: see is_genuine); None: there is none. OperatorError: it cannot be read."""
     try:
@@ -89,10 +101,8 @@ def read_copy(path: Path) -> tuple[LocalCopy, bytes, bytes] | None:
     body, _, last = data.rstrip(b"\n").rpartition(b"\n")
     body += b"\n"
     lines = body.splitlines()
+    header = _header_of(path, lines[0] if lines else b"")
     try:
-        header = msgspec.json.decode(lines[0], type=_Header)
-        if header.format != FORMAT:
-            raise OperatorError(f"{path}: format {header.format} is none that this version reads")
         mac = bytes.fromhex(msgspec.json.decode(last, type=dict[str, str])["mac"])
         objects, secrets = [], []
         for one in lines[1:]:
@@ -102,8 +112,22 @@ def read_copy(path: Path) -> tuple[LocalCopy, bytes, bytes] | None:
             else:
                 objects.append((decode_object(entry.kind, bytes(entry.body)), entry.seq))
     except (msgspec.MsgspecError, KeyError, ValueError, IndexError) as error:
-        raise OperatorError(f"{path} is damaged ({error}): remove it; the node then needs the database to start") from error
+        raise _damaged(path, error) from error
     return LocalCopy(header.seq, header.head, header.data_keys, objects, secrets), mac, hashlib.sha256(body).digest()
+
+
+def _header_of(path: Path, line: bytes) -> _Header:
+    try:
+        header = msgspec.json.decode(line, type=_Header)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if header.format != FORMAT:
+        raise OperatorError(f"{path}: format {header.format} is none that this version reads")
+    return header
+
+
+def _damaged(path: Path, error: Exception) -> OperatorError:
+    return OperatorError(f"{path} is damaged ({error}): remove it; the node then needs the database to start")
 
 
 def is_genuine(mac: bytes, over: bytes, sealer: Sealer) -> bool:

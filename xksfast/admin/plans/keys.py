@@ -7,18 +7,20 @@ leaves behind is a source key that is not ready, which the next attempt finishes
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from xksfast.admin.aws.sync import GONE
 from xksfast.admin.plans.common import changed, check_revision, created, find_key, find_store, removed
 from xksfast.admin.refusals import Refused, invalid
-from xksfast.admin.requests import KeyCreate, KeyUpdate
 from xksfast.state import rules
 from xksfast.state.events import Change
 from xksfast.state.objects import Key, KeyVersion, SourceKey, key_id, source_key_id
 from xksfast.state.projection import State
+
+if TYPE_CHECKING:  # they bring pydantic, which a start can do without until the workers serve
+    from xksfast.admin.requests import KeyCreate, KeyUpdate
 
 ENDING = ("PendingDeletion", GONE)  # of a KMS key that nobody can use any more
 MAX_VERSIONS = 1000  # of a key: a rotation a day for almost three years

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from xksfast.admin.plans.common import created, find_store, removed
 from xksfast.admin.refusals import Refused, invalid, no_such
-from xksfast.admin.requests import ConnectionCreate, OperatorCreate
 from xksfast.state import rules
 from xksfast.state.events import Change
 from xksfast.state.objects import AwsConnection, Operator
 from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
+
+if TYPE_CHECKING:  # they bring pydantic, which a start can do without until the workers serve
+    from xksfast.admin.requests import ConnectionCreate, OperatorCreate
 
 DAY_S = 86400
 

@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from xksfast.admin.plans.common import changed, check_revision, created, find_store, removed
 from xksfast.admin.refusals import Refused, invalid
-from xksfast.admin.requests import StoreCreate, StoreUpdate
 from xksfast.state import rules
 from xksfast.state.events import Change
 from xksfast.state.objects import Credential, KeyStore, StoreLink
 from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
+
+if TYPE_CHECKING:  # they bring pydantic, which a start can do without until the workers serve
+    from xksfast.admin.requests import StoreCreate, StoreUpdate
 
 # What AWS lets one change only while the custom key store is disconnected.
 _WHILE_DISCONNECTED = ("endpoint", "connectivity", "vpc_endpoint_service_name", "uri_path_prefix")
