@@ -128,12 +128,36 @@ static xks_status find_secret(uint8_t format, size_t plain_len, opened *out)
     return XKS_OK;
 }
 
+/* The key schedules of one master key, each made when it is first needed. Freed by whoever has it. */
+typedef struct opener {
+    const xks_secret *key;
+    xks_aes_gcm_key *of_format[FORMAT_SECRET + 1];
+} opener;
+
+static xks_status opening_key(opener *with, uint8_t format, xks_aes_gcm_key **out)
+{
+    xks_aes_gcm_key **known = &with->of_format[format];
+    xks_status status = XKS_OK;
+    if (*known == NULL) {
+        status = format == FORMAT_KEY ? master_key_new(with->key, known) : sealing_key_new(with->key, known);
+    }
+    *out = *known;
+    return status;
+}
+
+static void opener_free(opener *with)
+{
+    for (size_t i = 0; i < sizeof with->of_format / sizeof with->of_format[0]; i++) {
+        xks_aes_gcm_key_free(with->of_format[i]);
+    }
+}
+
 /* Whatever the result, the caller wipes *out. */
-static xks_status decrypt(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed, size_t sealed_len,
-                          opened *out)
+static xks_status decrypt_with(opener *with, const char *context, size_t context_len, const uint8_t *sealed, size_t sealed_len,
+                               opened *out)
 {
     uint8_t aad[HEADER_BYTES + MAX_CONTEXT_BYTES];
-    xks_aes_gcm_key *sealing;
+    xks_aes_gcm_key *key;
     if (sealed_len < OVERHEAD_BYTES || memcmp(sealed, MAGIC, MAGIC_BYTES) != 0) {
         return XKS_BAD_INPUT;
     }
@@ -148,15 +172,24 @@ static xks_status decrypt(const xks_secret *key, const char *context, size_t con
     if (status != XKS_OK) {
         return status;
     }
-    status = is_key ? master_key_new(key, &sealing) : sealing_key_new(key, &sealing);
+    status = opening_key(with, format, &key);
     if (status != XKS_OK) {
         return status;
     }
-    status = xks_aes_gcm_decrypt(sealing, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
+    status = xks_aes_gcm_decrypt(key, (xks_span){sealed + IV_AT, XKS_GCM_IV_BYTES}, (xks_span){aad, HEADER_BYTES + context_len},
                                  (xks_span){sealed + CIPHERTEXT_AT, plain_len},
                                  (xks_span){sealed + CIPHERTEXT_AT + plain_len, XKS_GCM_TAG_BYTES}, out->plain);
-    xks_aes_gcm_key_free(sealing);
     return status == XKS_OK ? find_secret(format, plain_len, out) : status;
+}
+
+/* The same for one text. */
+static xks_status decrypt(const xks_secret *key, const char *context, size_t context_len, const uint8_t *sealed, size_t sealed_len,
+                          opened *out)
+{
+    opener with = {.key = key};
+    xks_status status = decrypt_with(&with, context, context_len, sealed, sealed_len, out);
+    opener_free(&with);
+    return status;
 }
 
 static xks_status seal_bytes(const xks_secret *key, const char *context, size_t context_len, const uint8_t *secret, size_t len,
@@ -194,16 +227,42 @@ xks_status xks_seal_new_key(const xks_secret *master, const char *context, size_
     return status;
 }
 
-xks_status xks_seal_open(const xks_secret *master, const char *context, size_t context_len, const uint8_t *sealed,
-                         size_t sealed_len, xks_secret_pages *pages, uint32_t slot)
+static xks_status open_with(opener *with, const char *context, size_t context_len, const uint8_t *sealed, size_t sealed_len,
+                            xks_secret_pages *pages, uint32_t slot)
 {
     opened inside;
-    xks_status status = decrypt(master, context, context_len, sealed, sealed_len, &inside);
+    xks_status status = decrypt_with(with, context, context_len, sealed, sealed_len, &inside);
     if (status == XKS_OK) {
         status = inside.len == XKS_AES256_KEY_BYTES ? xks_secret_pages_write(pages, slot, inside.secret) : XKS_BAD_INPUT;
     }
     xks_wipe(&inside, sizeof inside);
     return status;
+}
+
+xks_status xks_seal_open(const xks_secret *master, const char *context, size_t context_len, const uint8_t *sealed,
+                         size_t sealed_len, xks_secret_pages *pages, uint32_t slot)
+{
+    opener with = {.key = master};
+    xks_status status = open_with(&with, context, context_len, sealed, sealed_len, pages, slot);
+    opener_free(&with);
+    return status;
+}
+
+xks_status xks_seal_open_all(const xks_secret *master, size_t count, const char *contexts, const uint32_t *context_lens,
+                             const uint8_t *sealed, const uint32_t *sealed_lens, xks_secret_pages *pages, const uint32_t *slots,
+                             uint8_t *results)
+{
+    opener with = {.key = master};
+    xks_status first_failure = XKS_OK;
+    for (size_t i = 0; i < count; i++) {
+        xks_status status = open_with(&with, contexts, context_lens[i], sealed, sealed_lens[i], pages, slots[i]);
+        results[i] = (uint8_t)status;
+        first_failure = first_failure == XKS_OK ? status : first_failure;
+        contexts += context_lens[i];
+        sealed += sealed_lens[i];
+    }
+    opener_free(&with);
+    return first_failure;
 }
 
 /* --- secrets */

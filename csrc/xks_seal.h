@@ -28,6 +28,12 @@ XKS_MUST_CHECK xks_status xks_seal_new_key(const xks_secret *master, const char 
 XKS_MUST_CHECK xks_status xks_seal_open(const xks_secret *master, const char *context, size_t context_len,
                                         const uint8_t *sealed, size_t sealed_len, xks_secret_pages *pages, uint32_t slot);
 
+/* The same for `count` keys at once, each into its slot; contexts and sealed texts stand one after the other.
+ * results[i]: an xks_status. XKS_OK when all are; else the first that is not, and the others are opened all the same. */
+XKS_MUST_CHECK xks_status xks_seal_open_all(const xks_secret *master, size_t count, const char *contexts,
+                                            const uint32_t *context_lens, const uint8_t *sealed, const uint32_t *sealed_lens,
+                                            xks_secret_pages *pages, const uint32_t *slots, uint8_t *results);
+
 /* Format 2: a secret of 1 to XKS_SEAL_MAX_SECRET_BYTES bytes (longer: XKS_TOO_LONG) under a key of 32 bytes (else XKS_CONFIG). */
 XKS_MUST_CHECK xks_status xks_seal_secret(const xks_secret *key, const char *context, size_t context_len, const xks_secret *secret,
                                           uint8_t sealed[1121], size_t *sealed_len);

@@ -182,6 +182,54 @@ static void keys_of_both_formats_open_both_ways(void)
     xks_secret_pages_free(pages, 1);
 }
 
+static void many_keys_open_at_once(void)
+{
+    enum { KEYS = 5 };
+    static const char *const NAMES[KEYS] = {"a", "bb", "ccc", "dddd", "eeeee"};
+    xks_secret *master = key_of(6), *other = key_of(7);
+    xks_secret_pages *pages, *alone;
+    uint8_t all[KEYS * XKS_SEAL_MAX_BYTES], *results = guarded(KEYS);
+    char names[64];
+    uint32_t name_lens[KEYS], sealed_lens[KEYS], slots[KEYS] = {1, 2, 3, 5, 4};
+    size_t names_len = 0, all_len = 0, len;
+    CHECK_STATUS(XKS_OK, xks_secret_pages_new(KEYS + 1, &pages, error));
+    CHECK_STATUS(XKS_OK, xks_secret_pages_new(KEYS, &alone, error));
+    for (uint32_t i = 0; i < KEYS; i++) { /* of both formats; the third is another master key's, the last one no key */
+        xks_secret *secret = i == KEYS - 1 ? secret_of("314159", 6) : key_of((uint8_t)(40 + i));
+        name_lens[i] = (uint32_t)strlen(NAMES[i]);
+        memcpy(names + names_len, NAMES[i], name_lens[i]);
+        if (i == 1) {
+            CHECK_STATUS(XKS_OK, xks_seal_new_key(master, NAMES[i], name_lens[i], all + all_len));
+            len = XKS_SEALED_KEY_BYTES;
+        } else {
+            CHECK_STATUS(XKS_OK, xks_seal_secret(i == 2 ? other : master, NAMES[i], name_lens[i], secret, all + all_len, &len));
+        }
+        sealed_lens[i] = (uint32_t)len;
+        xks_status status = xks_seal_open(master, NAMES[i], name_lens[i], all + all_len, len, alone, i);
+        CHECK(status == (i == 2 ? XKS_NOT_AUTHENTIC : i == KEYS - 1 ? XKS_BAD_INPUT : XKS_OK));
+        names_len += name_lens[i];
+        all_len += len;
+        xks_secret_free(secret);
+    }
+    const char *contexts = (const char *)guarded_copy(names, names_len);
+    const uint8_t *sealed = guarded_copy(all, all_len);
+    CHECK_STATUS(XKS_NOT_AUTHENTIC, xks_seal_open_all(master, KEYS, contexts, name_lens, sealed, sealed_lens, pages, slots, results));
+    for (uint32_t i = 0; i < KEYS; i++) {
+        CHECK(results[i] == (i == 2 ? XKS_NOT_AUTHENTIC : i == KEYS - 1 ? XKS_BAD_INPUT : XKS_OK));
+        CHECK(memcmp(xks_secret_pages_view(pages, slots[i]), xks_secret_pages_view(alone, i), 32) == 0);
+    }
+    CHECK(xks_secret_pages_view(pages, 5)[0] == 43 && xks_secret_pages_view(pages, 3)[0] == 0);
+    CHECK_STATUS(XKS_OK, xks_seal_open_all(master, 2, contexts, name_lens, sealed, sealed_lens, pages, slots, results));
+    slots[1] = KEYS + 1;
+    CHECK_STATUS(XKS_NOT_PERMITTED, xks_seal_open_all(master, 2, contexts, name_lens, sealed, sealed_lens, pages, slots, results));
+    CHECK(results[0] == XKS_OK && results[1] == XKS_NOT_PERMITTED);
+    CHECK_STATUS(XKS_OK, xks_seal_open_all(master, 0, NULL, NULL, NULL, NULL, pages, NULL, NULL));
+    xks_secret_pages_free(pages, 1);
+    xks_secret_pages_free(alone, 1);
+    xks_secret_free(master);
+    xks_secret_free(other);
+}
+
 static void signing_keys_come_from_the_sealed_secret(void)
 {
     xks_secret *key = key_of(9), *secret = secret_of("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY0123", 44);
@@ -366,6 +414,7 @@ int main(void)
     RUN(secrets_of_every_length_open_again);
     RUN(nothing_opens_but_what_was_sealed);
     RUN(keys_of_both_formats_open_both_ways);
+    RUN(many_keys_open_at_once);
     RUN(signing_keys_come_from_the_sealed_secret);
     RUN(a_new_secret_access_key_is_shown_once);
     RUN(a_stored_secret_access_key_is_handed_out_once_when_asked_for);

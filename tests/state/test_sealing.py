@@ -67,18 +67,35 @@ def test_changed_and_cut_bytes_do_not_open() -> None:
     pages = SecretPages.new(1)
     for i in range(len(row.sealed)):
         for sealed in (row.sealed[:i] + bytes([row.sealed[i] ^ 0x10]) + row.sealed[i + 1 :], row.sealed[:i]):
-            with pytest.raises(SealError):
-                SEALER.open_into(replace(row, sealed=sealed), pages, 0)
+            problems = SEALER.open_all_into({0: replace(row, sealed=sealed)}, pages)
+            assert str(problems[0]).startswith("secret 'k' (local_key, version 1) does not open")
     assert slot(pages, 0) == bytes(32)
 
 
 def test_a_local_key_comes_into_a_slot() -> None:
     row = SEALER.new_local_key("k")
     pages = SecretPages.new(2)
-    SEALER.open_into(row, pages, 1)
+    assert SEALER.open_all_into({1: row}, pages) == {}
     assert slot(pages, 1) == bytes_of(SEALER.open(row)) != bytes(32)
     assert row.purpose == "local_key"
     assert bytes_of(SEALER.open(SEALER.new_local_key("k"))) != slot(pages, 1)
+
+
+def test_many_local_keys_open_under_the_data_key_of_each_and_those_that_do_not_are_told() -> None:
+    rotation = SEALER.rotate_data_key(MASTER, [SEALER.new_local_key(f"k{number}") for number in range(3)], now=1)
+    old = [SEALER.new_local_key(f"old{number}") for number in range(3)]
+    unknown, _ = Sealer.new(MASTER, now=0)
+    rows = [rotation.rows[0], old[0], replace(old[1], id="another"), rotation.rows[1], unknown.new_local_key("theirs"), old[2]]
+    pages = SecretPages.new(2 * len(rows))
+    slots = [2 * number + 1 for number in range(len(rows))]
+    problems = rotation.sealer.open_all_into(dict(zip(slots, rows, strict=True)), pages)
+    assert set(problems) == {slots[2], slots[4]}
+    assert "'another' (local_key, version 1) does not open" in str(problems[slots[2]])
+    assert "which the state does not have" in str(problems[slots[4]])
+    for number, at in enumerate(slots):
+        expected = bytes(32) if at in problems else bytes_of(rotation.sealer.open(rows[number]))
+        assert slot(pages, at) == expected
+        assert slot(pages, at - 1) == bytes(32)
 
 
 @pytest.mark.requirement(128)

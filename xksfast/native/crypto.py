@@ -8,6 +8,7 @@ The one exception is Secret.reveal, for a secret access key that an operator is 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,6 +186,26 @@ def seal_open(master: Secret, context: str, sealed: bytes, pages: SecretPages, s
     text = context.encode()
     status = lib.xks_seal_open(master.pointer, text, len(text), sealed, len(sealed), pages.pointer, slot)
     check(status, what=f"unsealing {context}")
+
+
+def seal_open_all(
+    master: Secret, contexts: Sequence[str], sealed: Sequence[bytes], pages: SecretPages, slots: Sequence[int]
+) -> Sequence[int]:
+    """Unseal many at once, each into its slot; the slots of those that do not open, see seal_open."""
+    texts = [context.encode() for context in contexts]
+    results = bytearray(len(texts))
+    status = lib.xks_seal_open_all(
+        master.pointer,
+        len(texts),
+        b"".join(texts),
+        ffi.from_buffer("uint32_t[]", array("I", map(len, texts))),
+        b"".join(sealed),
+        ffi.from_buffer("uint32_t[]", array("I", map(len, sealed))),
+        pages.pointer,
+        ffi.from_buffer("uint32_t[]", array("I", slots)),
+        ffi.from_buffer("uint8_t[]", results),
+    )
+    return () if status == lib.XKS_OK else [slot for slot, result in zip(slots, results, strict=True) if result != lib.XKS_OK]
 
 
 def seal_secret(key: Secret, context: str, secret: Secret) -> bytes:

@@ -8,7 +8,7 @@ cannot be opened is reported and left without a slot: its requests are refused, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -28,13 +28,13 @@ Days = tuple[str, str, str]
 
 
 class SecretSource(Protocol):
-    """Where secrets are opened. Both raise OperatorError, which says what to do."""
+    """Where secrets are opened. An OperatorError says what to do."""
 
     def derive_signing_keys(self, credential: Credential, region: str, days: Days, pages: SecretPages, first_slot: int) -> None:
-        """The SigV4 signing key of each day into the slots from first_slot on."""
+        """The SigV4 signing key of each day into the slots from first_slot on. Raises OperatorError."""
 
-    def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
-        """The 32 bytes of a `local` key into a slot."""
+    def unseal_local_keys(self, sources: Mapping[int, SourceKey], pages: SecretPages) -> Mapping[int, OperatorError]:
+        """The 32 bytes of `local` keys into slots. sources: by slot. Slot -> why the key is not there."""
 
 
 def covered_days(now: int) -> Days:
@@ -149,9 +149,10 @@ class DeltaBuilder:
             some_credentials = _take(credentials, PART_OBJECTS - len(some_stores))
             some_keys = _take(keys, PART_OBJECTS - len(some_stores) - len(some_credentials))
             left -= len(some_stores) + len(some_credentials) + len(some_keys)
-            slots = len(days) * len(some_credentials) + self._local_slots(state, some_keys)
-            pages = SecretPages.new(slots) if slots else None
-            hand = _Slots(pages)
+            versions = [(key, version) for key in some_keys if state.place_of(key.store) == "local" for version in key.versions]
+            first_local = len(days) * len(some_credentials)
+            pages = SecretPages.new(first_local + len(versions)) if some_credentials or versions else None
+            local_slots = iter(self._unsealed(state, versions, pages, first_local))
             delta = model.Delta(
                 base_seq=base_seq,
                 seq=seq,
@@ -163,10 +164,10 @@ class DeltaBuilder:
                 key_stores=tuple(self._store(store) for store in some_stores),
                 credentials=tuple(
                     rendered
-                    for credential in some_credentials
-                    if (rendered := self._credential(state, credential, days, hand)) is not None
+                    for number, credential in enumerate(some_credentials)
+                    if (rendered := self._credential(state, credential, days, pages, number * len(days))) is not None
                 ),
-                keys=tuple([self._key(state, key, hand) for key in some_keys]),
+                keys=tuple([self._key(state, key, local_slots) for key in some_keys]),
             )
             yield delta, pages
             if left == 0:
@@ -185,11 +186,12 @@ class DeltaBuilder:
             aad_scheme=store.aad_scheme,
         )
 
-    def _key(self, state: State, key: Key, slots: _Slots) -> model.Key:
+    def _key(self, state: State, key: Key, local_slots: Iterator[int | None]) -> model.Key:
+        """local_slots: those of the versions of `local` keys, in turn."""
         if state.place_of(key.store) == "local":
-            versions = [self._local_version(state, key, version, slots) for version in key.versions]
+            versions = [model.KeyVersion(number=v.number, label=v.label, local_slot=next(local_slots)) for v in key.versions]
         else:
-            versions = [model.KeyVersion(number=version.number, label=version.label) for version in key.versions]
+            versions = [model.KeyVersion(number=v.number, label=v.label) for v in key.versions]
         return model.Key(
             store=key.store,
             external_key_id=key.external_key_id,
@@ -199,55 +201,44 @@ class DeltaBuilder:
             blocked=key.blocked or self._is_withheld(key),
         )
 
-    def _local_version(self, state: State, key: Key, version: KeyVersion, slots: _Slots) -> model.KeyVersion:
-        """With the key's bytes in a slot; a version that cannot be unsealed has none."""
-        slot = slots.take(1)
-        source = state.source_keys.get(source_key_id("local", version.label))
-        try:
+    def _unsealed(
+        self, state: State, versions: list[tuple[Key, KeyVersion]], pages: SecretPages | None, first_slot: int
+    ) -> list[int | None]:
+        """The slot of each of these versions of `local` keys; None: it cannot be unsealed, which was reported."""
+        if pages is None:
+            return []
+        problems: dict[int, object] = {}
+        sources: dict[int, SourceKey] = {}
+        for slot, (_, version) in enumerate(versions, first_slot):
+            source = state.source_keys.get(source_key_id("local", version.label))
             if source is None:
-                raise OperatorError(f"there is no local key {version.label!r}")
-            self._secrets.unseal_local_key(source, slots.pages_in_use(), slot)
-        except OperatorError as error:
-            self._on_problem(f"key store {key.store}: key {key.external_key_id}: {error}")
-            return model.KeyVersion(number=version.number, label=version.label)
-        return model.KeyVersion(number=version.number, label=version.label, local_slot=slot)
+                problems[slot] = f"there is no local key {version.label!r}"
+            else:
+                sources[slot] = source
+        problems.update(self._secrets.unseal_local_keys(sources, pages))
+        for slot in sorted(problems):
+            key, _ = versions[slot - first_slot]
+            self._on_problem(f"key store {key.store}: key {key.external_key_id}: {problems[slot]}")
+        return [None if slot in problems else slot for slot in range(first_slot, first_slot + len(versions))]
 
     def _is_withheld(self, value: KeyStore | Key) -> bool:
         return bool(self.withheld) and (value.kind, value.id) in self.withheld
 
-    def _credential(self, state: State, credential: Credential, days: Days, slots: _Slots) -> model.Credential | None:
-        first = slots.take(len(days))
+    def _credential(
+        self, state: State, credential: Credential, days: Days, pages: SecretPages | None, first_slot: int
+    ) -> model.Credential | None:
+        assert pages is not None
         region = state.key_stores[credential.store].region
         try:
-            self._secrets.derive_signing_keys(credential, region, days, slots.pages_in_use(), first)
+            self._secrets.derive_signing_keys(credential, region, days, pages, first_slot)
         except OperatorError as error:
             self._on_problem(f"key store {credential.store}: credential {credential.access_key_id}: {error}")
             return None
         return model.Credential(
             store=credential.store,
             access_key_id=credential.access_key_id,
-            signing_keys={day: first + number for number, day in enumerate(days)},
+            signing_keys={day: slot for slot, day in enumerate(days, first_slot)},
         )
-
-    @staticmethod
-    def _local_slots(state: State, keys: list[Key]) -> int:
-        return sum(len(key.versions) for key in keys if state.place_of(key.store) == "local")
-
-
-class _Slots:
-    """Hands out the slots of one set of pages, one after the other."""
-
-    def __init__(self, pages: SecretPages | None) -> None:
-        self._pages = pages
-        self._next = 0
-
-    def take(self, count: int) -> int:
-        self._next += count
-        return self._next - count
-
-    def pages_in_use(self) -> SecretPages:
-        assert self._pages is not None
-        return self._pages
 
 
 def _take(items: Iterator[Item], count: int) -> list[Item]:

@@ -6,6 +6,9 @@ There is no log, so nothing can be administered: `[state] url = "file:…"` is f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from xksfast.errors import OperatorError
 from xksfast.native.crypto import Secret, SecretPages, derive_signing_key
 from xksfast.state.delta import Days
 from xksfast.state.events import GENESIS
@@ -72,9 +75,15 @@ class FileSecrets:
         for number, day in enumerate(days):
             derive_signing_key(secret, day, region, pages, first_slot + number)
 
-    def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
-        """From its sealed file."""
-        self._local_keys.unseal(source.secret_id, pages, slot)
+    def unseal_local_keys(self, sources: Mapping[int, SourceKey], pages: SecretPages) -> dict[int, OperatorError]:
+        """Each from its sealed file."""
+        problems = {}
+        for slot, source in sources.items():
+            try:
+                self._local_keys.unseal(source.secret_id, pages, slot)
+            except OperatorError as error:
+                problems[slot] = error
+        return problems
 
     @staticmethod
     def _open(credential: Credential) -> Secret:

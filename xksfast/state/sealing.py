@@ -8,7 +8,7 @@ trap: after a rotation of the data key the old one stays open beside the new one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xksfast.errors import NativeError, OperatorError
@@ -19,7 +19,7 @@ from xksfast.native.crypto import (
     mac_is_right,
     seal_derive_signing_keys,
     seal_move,
-    seal_open,
+    seal_open_all,
     seal_open_secret,
     seal_open_text,
     seal_secret,
@@ -114,12 +114,24 @@ class Sealer:
         except NativeError:
             raise _does_not_open(row) from None
 
-    def open_into(self, row: SealedSecret, pages: SecretPages, slot: int) -> None:
-        """A secret of 32 bytes into a slot. SealError as for open()."""
-        try:
-            seal_open(self._key_of(row), _context(row.id, row.purpose, row.version), row.sealed, pages, slot)
-        except NativeError:
-            raise _does_not_open(row) from None
+    def open_all_into(self, rows: Mapping[int, SealedSecret], pages: SecretPages) -> dict[int, SealError]:
+        """Secrets of 32 bytes into slots. rows: by slot. Slot -> why it does not open, as for open()."""
+        problems: dict[int, SealError] = {}
+        of_key: dict[str, list[int]] = {}
+        for slot, row in rows.items():
+            of_key.setdefault(row.data_key_id, []).append(slot)
+        for slots in of_key.values():
+            together = [rows[slot] for slot in slots]
+            try:
+                key = self._key_of(together[0])
+            except SealError:
+                failed: Sequence[int] = slots
+            else:
+                contexts = [_context(row.id, row.purpose, row.version) for row in together]
+                failed = seal_open_all(key, contexts, [row.sealed for row in together], pages, slots)
+            for slot in failed:
+                problems[slot] = self._why_not(rows[slot])
+        return problems
 
     def derive_signing_keys(
         self, row: SealedSecret, days: Sequence[str], region: str, pages: SecretPages, first_slot: int
@@ -139,6 +151,13 @@ class Sealer:
                 "restore the state from a backup"
             )
         return key.secret
+
+    def _why_not(self, row: SealedSecret) -> SealError:
+        try:
+            self._key_of(row)
+        except SealError as error:
+            return error
+        return _does_not_open(row)
 
     # --- MACs
 

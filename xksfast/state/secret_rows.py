@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from xksfast.errors import OperatorError
 from xksfast.native.crypto import SecretPages
@@ -60,9 +60,17 @@ class SecretRows:
         """See SecretSource."""
         self.sealer.derive_signing_keys(self.row(credential.secret_id), days, region, pages, first_slot)
 
-    def unseal_local_key(self, source: SourceKey, pages: SecretPages, slot: int) -> None:
+    def unseal_local_keys(self, sources: Mapping[int, SourceKey], pages: SecretPages) -> dict[int, OperatorError]:
         """See SecretSource."""
-        self.sealer.open_into(self.row(source.secret_id), pages, slot)
+        rows: dict[int, SealedSecret] = {}
+        problems: dict[int, OperatorError] = {}
+        for slot, source in sources.items():
+            try:
+                rows[slot] = self.row(source.secret_id)
+            except OperatorError as error:
+                problems[slot] = error
+        problems.update(self.sealer.open_all_into(rows, pages))
+        return problems
 
     def row(self, secret_id: str) -> SealedSecret:
         """OperatorError when it is not there."""
