@@ -21,7 +21,7 @@ from xksfast.state.objects import Credential, Key, KeyStore, KeyVersion, SourceK
 from xksfast.state.projection import State
 
 DAY_S = 86400
-PART_OBJECTS = 2000  # of one message: some milliseconds of a worker's time
+PART_OBJECTS = 1000  # of one message: some milliseconds of a worker's time
 
 Item = TypeVar("Item")
 Days = tuple[str, str, str]
