@@ -8,6 +8,8 @@ import asyncio
 import os
 import socket
 import struct
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -172,6 +174,39 @@ def test_many_descriptors_to_a_slow_reader_all_arrive_and_none_leaks(files: list
         sender.close()
         receiver.close()
         assert open_descriptors() == before
+
+    run(body)
+
+
+def test_what_is_queued_goes_on_while_the_sender_keeps_its_loop_to_itself() -> None:
+    async def body() -> None:
+        left, right = socket.socketpair()
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sender = Channel(left, Notes, on_message=Inbox().on_message)
+        received = 0
+
+        def read() -> None:
+            nonlocal received
+            while data := right.recv(65536):
+                received += len(data)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        messages = [Note(number, "x" * 5000) for number in range(100)]
+        deadline = time.monotonic() + 20
+        for message in messages:
+            assert sender.send(message)
+            while (
+                sender.pending_bytes > 4 * 5000 and time.monotonic() < deadline
+            ):  # the reader is slow, and nothing is awaited here
+                time.sleep(0.001)
+                sender.send(Note(0))
+        assert time.monotonic() < deadline
+        assert received > 90 * 5000
+        await sender.drained()
+        sender.close()
+        reader.join()
+        right.close()
 
     run(body)
 
