@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -267,20 +268,36 @@ def test_a_node_that_comes_second_with_the_same_request_tells_what_the_first_one
 # --- log
 
 
+def read_log(
+    capfd: pytest.CaptureFixture[str], answers: list[httpx.Response]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All lines, and those of the requests that were answered so. A line is written when its answer is on its way already."""
+    lines: list[dict[str, Any]] = []
+    for _ in range(500):
+        lines += [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+        by_id = {line["request_id"]: line for line in lines if line["event"] == "admin_request"}
+        found = [by_id[id_] for answer in answers if (id_ := answer.headers["x-request-id"]) in by_id]
+        if len(found) == len(answers):
+            return lines, found
+        time.sleep(0.01)
+    pytest.fail(f"{len(answers)} requests were answered, {len(found)} were logged")
+
+
 def test_the_access_log_says_who_did_what_and_holds_no_secret(
     rig: Rig, admin: httpx.Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    capfd.readouterr()
     answer = admin.post(
         "/v1/stores", json={"name": "logged", "uri_path_prefix": "/logged", **LOCAL}, headers={"Idempotency-Key": "logged"}
     )
     given = "G" * 43
-    admin.post("/v1/stores/logged/credentials", json={"access_key_id": "B" * 20, "secret_access_key": given})
-    admin.get("/v1/stores/absent", params={"token": "in-the-query"})
+    answers = [
+        answer,
+        admin.post("/v1/stores/logged/credentials", json={"access_key_id": "B" * 20, "secret_access_key": given}),
+        admin.get("/v1/stores/absent", params={"token": "in-the-query"}),
+    ]
     with rig.client(token="xkt_wrong-token") as stranger:
-        stranger.get("/v1/whoami")
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    requests = [line for line in lines if line["event"] == "admin_request"]
+        answers.append(stranger.get("/v1/whoami"))
+    lines, requests = read_log(capfd, answers)
     first = requests[0]
     assert (first["method"], first["path"], first["status"], first["actor"]) == ("POST", "/v1/stores", 201, "operator:admin")
     assert first["address"] == "127.0.0.1"
