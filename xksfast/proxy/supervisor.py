@@ -3,7 +3,7 @@
 
 Its life: bind -> control -> workers, one after the other -> ready when all serve -> drain. One after the other, so that a wrong
 PIN is tried once and not once a worker, and because SoftHSM 2.6 shows processes that start together no token, or one without a
-PIN. A child that dies is started again while the others go on; one that *refuses* is not, since a token locks after a few wrong
+PIN; where there are no tokens, all others after the first at once. A child that dies is started again while the others go on; one that *refuses* is not, since a token locks after a few wrong
 PINs.
 
 Why it accepts itself: KMS keeps a handful of long-lived connections, and SO_REUSEPORT hashes those unevenly for as long as they
@@ -236,11 +236,14 @@ class Supervisor:
         )
         return worker
 
-    def _start_next_worker(self) -> None:
+    def _start_next_worker(self) -> bool:
+        """False: all are started."""
         worker = next((worker for worker in self._workers if not worker.started), None)
-        if worker is not None:
-            worker.started = True
-            self._spawn(worker.child.run())
+        if worker is None:
+            return False
+        worker.started = True
+        self._spawn(worker.child.run())
+        return True
 
     def _worker_started(self, worker: WorkerSlot) -> None:
         worker.reset()
@@ -283,7 +286,8 @@ class Supervisor:
 
     def _one_more_ready(self) -> None:
         """Each starts the next; the last one is the news that people and scripts wait for."""
-        self._start_next_worker()
+        while self._start_next_worker() and not self._config.partitions:
+            continue
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
             self._accept_when_possible()
