@@ -7,7 +7,8 @@ alternating. beside: latency of 1,800 requests/s with and without somebody admin
 nodes over one PostgreSQL server, each at half of the load it could carry; from asking to the confirmation of all nodes, after which
 each node is asked at once: none may serve.
 
-All processes of all nodes share the server core, the load generator has the other one; only "beside" lets the node use both.
+All processes of all nodes share the server core, the load generator has the other one; only "beside", and one half of "start",
+let the node use both.
 Every store has 10 `local` keys and 2 credentials.
 """
 
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,9 +36,9 @@ import httpx
 from bench.administered import Node, Place, Size, running, running_together, store_name
 from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile
 from bench.postgres import PostgresServer
-from bench.processes import CLIENT_CORE, SERVER_CORE
-from bench.requests import encrypt_document
-from bench.speed import Row, closed, failed
+from bench.processes import CLIENT_CORE, SERVER_CORE, cpu_seconds, nginx
+from bench.requests import encrypt_document, prove_encrypt
+from bench.speed import NGINX_PORT, Row, closed, failed
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = 3
@@ -48,6 +49,7 @@ ADMIN_PAUSE_S = 0.1  # between two calls of the one who administers: quicker tha
 BLOCKS_TIMES = 8  # rounds of the other parts
 LEAST_BLOCKS = 30
 BLOCK_STORES = 100
+BOTH_CORES = f"{SERVER_CORE},{CLIENT_CORE}"
 PROBE_KEY = "k1"  # what is changed; the load is on k0
 LOAD_KEY = "k0"
 
@@ -84,18 +86,48 @@ def large(bench: Bench, *, workers: int = 1, cores: str = str(SERVER_CORE)) -> I
 
 
 def start(bench: Bench) -> list[Row]:
-    """Seconds, and MiB of a worker and of the process that administers."""
+    """Seconds on one core and on both, alternating; MiB of a worker and of the process that administers."""
     name = f"{bench.size.stores:,} stores, {bench.size.keys:,} keys, {bench.size.credentials:,} credentials"
-    ready = Row(name, "s from the start to serving all", at_most=5)
+    one = Row(name, "s from the start to serving all, one core", at_most=5)
+    both = Row(name, "s from the start to serving all, both cores", at_most=5)
     worker = Row(name, "MiB of a worker", at_most=250)
     control = Row(name, "MiB of the control process")
+    yardstick = Row("nginx return 200, between the starts", "CPU us/request")
     for _ in range(STARTS):
-        with large(bench) as node:
-            ready.values.append(round(node.ready_s, 2))
-            worker.values.append(round(node.worker_mib(), 1))
-            control.values.append(round(node.control_mib(), 1))
-        tell(f"ready {ready.values[-1]} s, worker {worker.values[-1]} MiB, control {control.values[-1]} MiB")
-    return [ready, worker, control]
+        for ready, cores in ((one, str(SERVER_CORE)), (both, BOTH_CORES)):
+            with large(bench, cores=cores) as node:
+                ready.values.append(round(node.ready_s, 2))
+                worker.values.append(round(node.worker_mib(), 1))
+                control.values.append(round(node.control_mib(), 1))
+                answer = prove_encrypt(node.target(), LOAD_KEY, encrypt_document())
+                calls = make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})
+        yardstick.values.append(round(nginx_us(bench, answer, calls), 2))
+        tell(
+            f"ready in {one.values[-1]} s on one core, {both.values[-1]} s on both; "
+            f"worker {worker.values[-1]} MiB, control {control.values[-1]} MiB; nginx {yardstick.values[-1]} us"
+        )
+    return [one, both, worker, control, yardstick]
+
+
+@dataclass
+class _Nginx:
+    """As closed() wants it."""
+
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """So far."""
+        return cpu_seconds(self.pid)
+
+
+def nginx_us(bench: Bench, answer: dict[str, str], calls: list[Call]) -> float:
+    """How fast the machine is just now, on which seconds depend: what nginx takes for a fixed answer to the same requests."""
+    url = f"http://127.0.0.1:{NGINX_PORT}"
+    calls = [replace(call, target=replace(call.target, url=url), document=None) for call in calls]
+    with nginx(NGINX_PORT, json.dumps(answer, separators=(",", ":")).encode()) as server:
+        result = closed(bench, _Nginx(server.pid), calls, 32)
+    check(result.failed)
+    return result.cpu_us
 
 
 class Watch:
@@ -220,7 +252,7 @@ def beside(bench: Bench) -> list[Row]:
     pace = Row(f"{RATE:,} requests/s beside administration", "calls of administration/s")
     ratio = Row("administration against none", "ratio of p99", at_most=1.10)
     numbers = itertools.count()
-    with large(bench, cores=f"{SERVER_CORE},{CLIENT_CORE}") as node, node.client() as client, ThreadPoolExecutor(1) as pool:
+    with large(bench, cores=BOTH_CORES) as node, node.client() as client, ThreadPoolExecutor(1) as pool:
         calls = make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})
         for _ in range(ROUNDS):
             quiet.values.append(_p99(bench.generator.run(calls, load)))

@@ -193,7 +193,7 @@ def administration() -> list[str]:
     lines = [
         "## Administration", "",
         "One state of many key stores with 10 `local` keys and 2 credentials each; all processes of all nodes share one core, but for",
-        "the rows of administration beside 1,800 requests/s, where the node may use both.",
+        "the rows that say otherwise and those of administration beside 1,800 requests/s, where the node may use both.",
         "*start*: the last key of the last store is served. *change*: a key is disabled or enabled by REST, and every worker does so.",
         "*block*: three nodes over one PostgreSQL server; after each confirmation every node was asked, and none served.", "",
     ]  # fmt: skip
