@@ -18,99 +18,18 @@
  *            SAMPLE: keep every so many-th 200 answer's body; 0: none.
  * RECORDS:   a header and one `record` per request, in the order in which they were due; then the sampled answers.
  *
- * One thread; one request at a time on a connection. A connection that the server closed is opened again; its request has status 1. Nobody
- * who listens is an error before the start; later it is what became of the requests, and each of them tries to connect anew. What is not answered GRACE_NS after the last one was due has status 0.
+ * One thread; one request at a time on a connection. A connection that the server closed is opened again; its request has status 1.
+ * Nobody who listens is an error before the start; later it is what became of the requests, and each of them tries to connect anew.
+ * What is not answered GRACE_NS after the last one was due has status 0.
  */
 #define _GNU_SOURCE
+#include "open_loop.h"
 #include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
-#include <sys/epoll.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 #define GRACE_NS 3000000000U
-#define MAX_REQUESTS 4096
 #define MAX_REQUEST_BYTES 131072 /* less than a socket buffer: one send takes all of it */
-#define ANSWER_BYTES 65536
-#define MAX_SAMPLES 1024
-#define STATUS_NO_ANSWER 0
-#define STATUS_BROKEN 1
-#define NOBODY UINT64_MAX
-
-typedef struct request {
-    uint32_t kind, weight, from_s, sample;
-    size_t len;
-    char *bytes;
-} request;
-
-typedef struct record {
-    uint64_t due_ns, sent_ns, done_ns; /* CLOCK_MONOTONIC */
-    uint32_t kind;
-    uint32_t status;
-} record;
-
-typedef struct header {
-    char magic[8];
-    uint64_t start_ns, end_ns, count, samples, connections; /* connections: opened in all */
-} header;
-
-typedef struct sample {
-    uint32_t request;
-    uint32_t len;
-    char *body;
-} sample;
-
-typedef struct connection {
-    int fd; /* -1: closed until it is needed */
-    bool connecting;
-    uint64_t record; /* NOBODY: free */
-    uint32_t request;
-    size_t len, need; /* of the answer: read, and in all once the header is known */
-    char *answer;
-} connection;
-
-typedef struct generator {
-    int epoll;
-    struct sockaddr_in server;
-    request requests[MAX_REQUESTS];
-    uint32_t request_count, set_first, set_count, total_weight;
-    uint64_t start_ns, next_set_ns; /* next_set_ns: when the next set of requests holds */
-    connection *connections;
-    uint32_t *idle;
-    uint32_t connection_count, idle_count, max_connections;
-    record *records;
-    uint64_t scheduled, sent, finished, capacity, opened;
-    uint64_t arrivals, choices; /* states of two generators of random numbers, so that a seed gives one schedule */
-    const uint64_t *given;      /* a schedule of @FILE: `given_count` moments; else NULL */
-    uint64_t given_count;
-    sample samples[MAX_SAMPLES];
-    uint32_t sample_count, answers_200;
-} generator;
-
-static void die(const char *what)
-{
-    fprintf(stderr, "open_loop: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
-}
 
 static uint64_t next_random(uint64_t *state) /* splitmix64 */
 {
@@ -169,194 +88,13 @@ static void choose_set(generator *g, uint64_t now)
     g->next_set_ns = i < g->request_count ? g->start_ns + g->requests[i].from_s * 1000000000ULL : UINT64_MAX;
 }
 
-static uint32_t choose_request(generator *g)
+uint32_t choose_request(generator *g)
 {
     uint32_t at = (uint32_t)(next_random(&g->choices) % g->total_weight), i = g->set_first;
     while (at >= g->requests[i].weight) {
         at -= g->requests[i++].weight;
     }
     return i;
-}
-
-static void open_connection(generator *g, uint32_t number)
-{
-    connection *c = &g->connections[number];
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u32 = number};
-    int yes = 1;
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (c->fd < 0 || setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes) != 0) {
-        die("socket");
-    }
-    c->connecting = true;
-    c->record = NOBODY;
-    c->len = c->need = 0;
-    if (connect(c->fd, (const struct sockaddr *)&g->server, sizeof g->server) == 0) {
-        c->connecting = false;
-    } else if (errno != EINPROGRESS) {
-        die("connect");
-    }
-    if (epoll_ctl(g->epoll, EPOLL_CTL_ADD, c->fd, &event) != 0) {
-        die("epoll_ctl");
-    }
-    g->opened++;
-}
-
-static void finish(generator *g, connection *c, uint32_t status)
-{
-    record *r = &g->records[c->record];
-    r->done_ns = now_ns();
-    r->status = status;
-    c->record = NOBODY;
-    c->len = c->need = 0;
-    g->finished++;
-}
-
-/* The server ended it: what was on the way counts as broken, and the connection is opened anew; if it was refused, only when needed. */
-static void broken(generator *g, uint32_t number)
-{
-    connection *c = &g->connections[number];
-    bool was_idle = c->record == NOBODY, refused = c->connecting; /* idle, connected or not yet */
-    if (c->record != NOBODY) {
-        finish(g, c, STATUS_BROKEN);
-    } else if (refused && now_ns() < g->start_ns) {
-        fprintf(stderr, "open_loop: nobody listens on port %d\n", ntohs(g->server.sin_port));
-        exit(1);
-    }
-    close(c->fd);
-    if (refused) {
-        c->fd = -1;
-        c->connecting = false;
-    } else {
-        open_connection(g, number);
-    }
-    if (!was_idle) {
-        g->idle[g->idle_count++] = number;
-    }
-}
-
-static void transmit(generator *g, uint32_t number)
-{
-    connection *c = &g->connections[number];
-    const request *r = &g->requests[c->request];
-    ssize_t n = send(c->fd, r->bytes, r->len, MSG_NOSIGNAL);
-    g->records[c->record].sent_ns = now_ns();
-    if (n != (ssize_t)r->len) {
-        broken(g, number);
-    }
-}
-
-static void send_due(generator *g)
-{
-    while (g->sent < g->scheduled) {
-        uint32_t number;
-        if (g->idle_count > 0) {
-            number = g->idle[--g->idle_count];
-        } else if (g->connection_count < g->max_connections) {
-            number = g->connection_count++;
-            open_connection(g, number);
-        } else {
-            return;
-        }
-        connection *c = &g->connections[number];
-        if (c->fd < 0) {
-            open_connection(g, number);
-        }
-        c->record = g->sent++;
-        c->request = choose_request(g);
-        g->records[c->record].kind = g->requests[c->request].kind;
-        if (!c->connecting) {
-            transmit(g, number);
-        }
-    }
-}
-
-static void keep_sample(generator *g, const connection *c, const char *body, size_t len)
-{
-    uint32_t every = g->requests[c->request].sample;
-    if (every == 0 || g->sample_count == MAX_SAMPLES || g->answers_200++ % every != 0) {
-        return;
-    }
-    sample *s = &g->samples[g->sample_count];
-    s->body = malloc(len);
-    if (s->body != NULL) {
-        memcpy(s->body, body, len);
-        s->len = (uint32_t)len;
-        s->request = c->request;
-        g->sample_count++;
-    }
-}
-
-/* Where the body begins, once the header is whole; SIZE_MAX: it is no HTTP answer with a Content-Length. */
-static size_t parse_header(connection *c, size_t *body)
-{
-    char *end = memmem(c->answer, c->len, "\r\n\r\n", 4);
-    if (end == NULL) {
-        return c->len == ANSWER_BYTES ? SIZE_MAX : 0;
-    }
-    *body = (size_t)(end - c->answer) + 4;
-    for (char *line = c->answer; line < end; line = (char *)memchr(line, '\n', *body - (size_t)(line - c->answer)) + 1) {
-        if (strncasecmp(line, "Content-Length:", 15) == 0) {
-            size_t length = strtoul(line + 15, NULL, 10);
-            return length <= ANSWER_BYTES - *body ? *body + length : SIZE_MAX;
-        }
-    }
-    return SIZE_MAX;
-}
-
-static void receive(generator *g, uint32_t number)
-{
-    connection *c = &g->connections[number];
-    for (;;) {
-        ssize_t n = recv(c->fd, c->answer + c->len, ANSWER_BYTES - c->len, 0);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-            return;
-        }
-        if (n <= 0 || c->record == NOBODY) {
-            broken(g, number);
-            return;
-        }
-        c->len += (size_t)n;
-        size_t body = 0;
-        c->need = parse_header(c, &body);
-        if (c->need == SIZE_MAX || (c->need > 0 && body < 16)) {
-            broken(g, number);
-            return;
-        }
-        if (c->need > 0 && c->len >= c->need) {
-            uint32_t status = (uint32_t)strtoul((char[4]){c->answer[9], c->answer[10], c->answer[11], 0}, NULL, 10);
-            bool closes = memmem(c->answer, body, "onnection: close", 16) != NULL;
-            if (status == 200) {
-                keep_sample(g, c, c->answer + body, c->need - body);
-            }
-            finish(g, c, status);
-            if (closes) {
-                close(c->fd);
-                open_connection(g, number);
-            }
-            g->idle[g->idle_count++] = number;
-            return;
-        }
-    }
-}
-
-static void handle(generator *g, const struct epoll_event *event)
-{
-    uint32_t number = event->data.u32;
-    connection *c = &g->connections[number];
-    if (c->connecting && event->events & (EPOLLERR | EPOLLHUP)) {
-        broken(g, number);
-        return;
-    }
-    if (c->connecting && event->events & EPOLLOUT) {
-        c->connecting = false;
-        if (c->record != NOBODY) {
-            transmit(g, number);
-        }
-        return;
-    }
-    if (event->events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
-        receive(g, number);
-    }
 }
 
 static void schedule(generator *g, uint64_t due_ns)

@@ -32,7 +32,7 @@ from typing import Any
 from bench.processes import CLIENT_CORE
 from bench.requests import Target, decrypt_document, encrypt_document, prove_answer, prove_encrypt
 
-SOURCE = Path(__file__).parent / "open_loop.c"
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("open_loop.c", "open_loop_connections.c"))
 SIGNED_FOR_S = 240  # a signature is good for five minutes
 NO_ANSWER, BROKEN = 0, 1
 HEADER, RECORD, SAMPLE = struct.Struct("<8s5Q"), struct.Struct("<3Q2I"), struct.Struct("<2I")
@@ -213,10 +213,12 @@ def _rounded(value: float | None) -> float | None:
 
 
 def compile_generator(directory: Path) -> Path:
-    """bench/open_loop.c, compiled into `directory` unless it is there."""
+    """bench/open_loop.c and its connections, compiled into `directory` unless it is there."""
     program = directory / "open_loop"
     if not program.exists():
-        subprocess.run(["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", str(SOURCE), "-lm", "-o", str(program)], check=True)
+        subprocess.run(
+            ["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", *map(str, SOURCES), "-lm", "-o", str(program)], check=True
+        )
     return program
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import msgspec
 
 from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partitions.link import partition_target
+from xksfast.admin.partitions.tool_process import tool_start
 from xksfast.config import load_config
 
 SERVER_CORE, CLIENT_CORE = 0, 1
@@ -103,24 +105,12 @@ def xksfast_dev(key_source: str, *arguments: str, data: Path | None = None) -> I
 
 def fill_softhsm(data: Path, count: int) -> None:
     """Put `count` further AES-256 keys on the SoftHSM token of a directory that `xksfast dev` made and left."""
-    config = load_config(data / "xksfast.toml")
-    partition = config.partitions["p0"]
-    module = config.modules[partition.module]
-    request = KeyToolRequest(
-        partition="p0",
-        module_path=module.path,
-        profile=partition.profile,
-        token_label=partition.token_label,
-        pin_file=partition.pin_file,
-        keys=[KeyRequest(label=f"further-{i}", encrypt=True, decrypt=True) for i in range(count)],
-    )
+    target = partition_target(load_config(data / "xksfast.toml"), "p0")
+    keys = [KeyRequest(label=f"further-{i}", encrypt=True, decrypt=True) for i in range(count)]
+    request = KeyToolRequest(**msgspec.structs.asdict(target), keys=keys)
+    command, environment = tool_start("_keytool", request)
     done = subprocess.run(
-        [sys.executable, "-m", "xksfast", "_keytool"],
-        input=msgspec.json.encode(request),
-        capture_output=True,
-        env={**os.environ, **module.environment},
-        check=True,
-        timeout=300,
+        command, input=msgspec.json.encode(request), capture_output=True, env=environment, check=True, timeout=300
     )
     answer = msgspec.json.decode(done.stdout, type=KeyToolAnswer)
     assert len(answer.created) == count, answer.problem

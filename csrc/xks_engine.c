@@ -15,7 +15,7 @@
 /* A session worker's stack: a vendor's library below it needs more than we do. */
 #define STACK_BYTES (512U * 1024U)
 
-static xks_status refuse(char *error, const char *text)
+xks_status xks_engine_refuse(char *error, const char *text)
 {
     snprintf(error, XKS_ERROR_TEXT_BYTES, "%s", text);
     return XKS_CONFIG;
@@ -55,7 +55,7 @@ xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, cha
     xks_engine *engine = calloc(1, sizeof *engine);
     *out = NULL;
     if (engine == NULL) {
-        return refuse(error, "no memory for the engine");
+        return xks_engine_refuse(error, "no memory for the engine");
     }
     engine->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (engine->eventfd < 0) {
@@ -96,7 +96,7 @@ xks_status xks_engine_add_module(xks_engine *engine, const char *path, const cha
 {
     bool ok = true;
     if (engine->started || engine->module_count == XKS_MAX_MODULES) {
-        return refuse(error, "no more modules can be added");
+        return xks_engine_refuse(error, "no more modules can be added");
     }
     engine_module *added = &engine->modules[engine->module_count];
     added->p11.path = copy_text(path, &ok);
@@ -108,23 +108,23 @@ xks_status xks_engine_add_module(xks_engine *engine, const char *path, const cha
         added->p11.private_copy = added->p11.private_copy || same_file(engine->modules[i].p11.path, path);
     }
     *module = engine->module_count++;
-    return ok ? xks_p11_module_open(&added->p11, error) : refuse(error, "no memory for a module");
+    return ok ? xks_p11_module_open(&added->p11, error) : xks_engine_refuse(error, "no memory for a module");
 }
 
 static xks_status check_partition(const xks_engine *engine, const xks_partition_config *config, char *error)
 {
     int names = (config->token_label != NULL) + (config->token_serial != NULL) + (config->slot != XKS_NO_SLOT);
     if (engine->started || engine->partition_count == XKS_MAX_PARTITIONS) {
-        return refuse(error, "no more partitions can be added");
+        return xks_engine_refuse(error, "no more partitions can be added");
     }
     if (config->module >= engine->module_count) {
-        return refuse(error, "the partition's module does not exist");
+        return xks_engine_refuse(error, "the partition's module does not exist");
     }
     if (names != 1) {
-        return refuse(error, "a partition is named by exactly one of token label, serial number and slot");
+        return xks_engine_refuse(error, "a partition is named by exactly one of token label, serial number and slot");
     }
     if (config->sessions < 1 || config->sessions > XKS_MAX_SESSIONS) {
-        return refuse(error, "a partition has 1 to 256 sessions");
+        return xks_engine_refuse(error, "a partition has 1 to 256 sessions");
     }
     if (xks_p11_profile_find(config->profile) == NULL) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "there is no vendor profile '%.64s'", config->profile);
@@ -142,7 +142,7 @@ xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_conf
     }
     engine_partition *added = calloc(1, sizeof *added);
     if (added == NULL) {
-        return refuse(error, "no memory for a partition");
+        return xks_engine_refuse(error, "no memory for a partition");
     }
     added->engine = engine;
     added->index = engine->partition_count;
@@ -164,7 +164,7 @@ xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_conf
     monotonic_cond_init(&added->attention);
     engine->partitions[engine->partition_count] = added;
     *partition = engine->partition_count++;
-    return ok && added->workers != NULL ? XKS_OK : refuse(error, "no memory for a partition");
+    return ok && added->workers != NULL ? XKS_OK : xks_engine_refuse(error, "no memory for a partition");
 }
 
 xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, size_t partition_count, xks_verify_policy verify,
@@ -172,12 +172,12 @@ xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, 
 {
     if (engine->started || engine->group_count == XKS_MAX_GROUPS || partition_count == 0 ||
         partition_count > XKS_MAX_PARTITIONS) {
-        return refuse(error, "a group has at least one partition, and is added before the start");
+        return xks_engine_refuse(error, "a group has at least one partition, and is added before the start");
     }
     engine_group added = {.verify = verify};
     for (size_t i = 0; i < partition_count; i++) {
         if (partitions[i] >= engine->partition_count) {
-            return refuse(error, "a group names a partition that does not exist");
+            return xks_engine_refuse(error, "a group names a partition that does not exist");
         }
         const engine_partition *partition = engine->partitions[partitions[i]];
         added.local |= partition->remote ? 0 : xks_partition_bit(partition);
@@ -232,12 +232,12 @@ static bool start_partition(engine_partition *partition)
 xks_status xks_engine_start(xks_engine *engine, char *error)
 {
     if (engine->started || engine->pid != getpid()) {
-        return refuse(error, "the engine runs already, or in another process");
+        return xks_engine_refuse(error, "the engine runs already, or in another process");
     }
     xks_router_config routing = {engine->config.seed, engine->partition_count > 0 ? engine->partition_count : 1,
                                  engine->config.retry_budget, engine->config.hedge_budget};
     if (xks_router_new(&routing, &engine->router) != XKS_OK) {
-        return refuse(error, "no memory for the router");
+        return xks_engine_refuse(error, "no memory for the router");
     }
     engine->started = true;
     for (uint32_t i = 0; i < engine->partition_count; i++) {

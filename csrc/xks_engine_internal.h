@@ -279,6 +279,8 @@ static inline uint64_t xks_partition_bit(const engine_partition *partition)
 
 /* --- xks_engine.c */
 
+/* XKS_CONFIG, with the text in `error` (XKS_ERROR_TEXT_BYTES). */
+xks_status xks_engine_refuse(char *error, const char *text);
 /* A new thread for a lost or a new worker; false when none could be started. partition->lock is held. */
 bool xks_engine_start_worker_locked(engine_partition *partition);
 

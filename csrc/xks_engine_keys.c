@@ -1,18 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "xks_engine_internal.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* How many retired indices are tried before a new one is made: each may still have a copy on some token. */
 #define RETIRED_TRIES 4
-
-static xks_status refuse(char *error, const char *text)
-{
-    snprintf(error, XKS_ERROR_TEXT_BYTES, "%s", text);
-    return XKS_CONFIG;
-}
 
 /* --- lists of indices */
 
@@ -229,7 +222,7 @@ static void spread_locked(xks_engine *engine, uint32_t key, uint32_t group, uint
 xks_status xks_engine_key_add(xks_engine *engine, uint32_t group, const char *label, size_t label_len, uint32_t *key, char *error)
 {
     if (group >= engine->group_count || label_len == 0 || label_len > XKS_MAX_LABEL_BYTES) {
-        return refuse(error, "a key has a label of 1 to 255 bytes and belongs to a group");
+        return xks_engine_refuse(error, "a key has a label of 1 to 255 bytes and belongs to a group");
     }
     uint32_t hash = hash_of(label, label_len);
     xks_status status = XKS_OK;
@@ -243,7 +236,7 @@ xks_status xks_engine_key_add(xks_engine *engine, uint32_t group, const char *la
     *key = copy != NULL ? take_index_locked(engine) : XKS_NO_KEY;
     if (*key == XKS_NO_KEY) {
         free(copy);
-        status = refuse(error, "no memory for another key");
+        status = xks_engine_refuse(error, "no memory for another key");
         goto out;
     }
     engine_key *added = xks_engine_key_at(engine, *key);

@@ -227,6 +227,18 @@ static inline CK_RV round_trip(fixture *t, CK_SESSION_HANDLE session, CK_OBJECT_
     return rv;
 }
 
+static inline void set_latency(fixture *t, uint32_t slot, xksfault_class class, xksfault_distribution kind, uint64_t a_ns)
+{
+    set(&t->control->slots[slot].latency[class].a_ns, a_ns);
+    set(&t->control->slots[slot].latency[class].kind, kind);
+}
+
+static inline CK_RV one_session_info(fixture *t)
+{
+    CK_SESSION_INFO info;
+    return t->f->C_GetSessionInfo(t->session, &info);
+}
+
 /* Runs a test in a process of its own; how it ended is as of waitpid. */
 static inline int in_child(void (*test)(bool), bool softhsm)
 {

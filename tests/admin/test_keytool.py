@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from xksfast.admin.dev import NSS_MODULES, SOFTHSM_MODULES
 from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolRequest
+from xksfast.admin.partitions.tool_process import tool_start
 
 SOFTHSM = next((path for path in SOFTHSM_MODULES if Path(path).exists()), "")
 NSS = next((path for path in NSS_MODULES if Path(path).exists()), "")
@@ -31,10 +31,11 @@ class Token:
 
     def ask(self, *keys: KeyRequest, **changes: object) -> KeyToolAnswer:
         request = msgspec.structs.replace(self.request, keys=list(keys), **changes)
+        command, environment = tool_start("_keytool", request)
         done = subprocess.run(
-            [sys.executable, "-m", "xksfast", "_keytool"],
+            command,
             input=msgspec.json.encode(request),
-            env={**os.environ, **request.environment},
+            env=environment,
             capture_output=True,
             timeout=60,
             check=False,
@@ -84,7 +85,7 @@ def token(tmp_path: Path) -> Token:
     pin.write_text(PIN + "\n")
     pin.chmod(0o600)
     request = KeyToolRequest(
-        partition="p0",
+        name="p0",
         module_path=SOFTHSM,
         profile="softhsm",
         keys=[],
@@ -193,7 +194,7 @@ def test_nss_softoken_keys_are_made_through_our_own_c(tmp_path: Path) -> None:
     database.mkdir()
     subprocess.run(["certutil", "-N", "-d", f"sql:{database}", "--empty-password"], check=True, capture_output=True)
     request = KeyToolRequest(
-        partition="p0",
+        name="p0",
         module_path=NSS,
         profile="nss",
         keys=[],

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.fix_proxy import RunningProxy
-from tests.probe.any_proxy import CREDENTIALS, EXTRA, FOREIGN, FOUND_BY, PREFIX, REGION, AnyProxy, serving
+from tests.probe.any_api import CREDENTIALS, FOREIGN, PREFIX, REGION
+from tests.probe.any_proxy import AnyProxy, serving
+from tests.probe.wrongness import EXTRA, FOUND_BY
 from tests.setups import ACCESS_KEY_IDS, Setup
 from tests.setups import REGION as SETUP_REGION
 from xksfast import cli

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor as a process, with children that speak its messages and need no native code."""
+"""The supervisor: whom it gives connections to, children that die or hang, its end, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -7,162 +7,22 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from xksfast.config import load_config
+from tests.proxy.supervisor_process import DEADLINE_S, Running, answer, ask, process_exists, supervisors, until
 from xksfast.proxy.child import exit_cause
-from xksfast.proxy.supervisor import different_keys
-
-RUNNER = Path(__file__).parent / "fakes" / "run_supervisor.py"
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 20.0
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.01)
-    return found
-
-
-def process_exists(pid: int) -> bool:
-    """Whether it runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-class Running:
-    """One supervisor process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.config = directory / "xksfast.toml"
-        self.health_port = load_config(self.config).proxy.health.listen.rpartition(":")[2]
-        self.errors = directory / "stderr"
-        environment = {**os.environ, "FAKE_DIR": str(directory), "PYTHONPATH": str(ROOT)}
-        with self.errors.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(RUNNER), str(self.config)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                process_group=0,
-            )
-        self.sockets: list[socket.socket] = []
-        self.ports: dict[str, Any] = {"health": self.health_port}
-
-    def wait_ready(self) -> None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        self.ports = {**json.loads(line), "health": self.health_port}
-
-    def connect(self, kind: str = "plain") -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self.ports[kind][0]), timeout=DEADLINE_S)
-        self.sockets.append(sock)
-        return sock
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.errors.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line["event"] == name]
-
-    def health(self, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['health']}{path}", method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-    def listening_port(self) -> int:
-        """Of the proxy, before it has said so."""
-        rows = [line.split() for line in Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]]
-        inodes = {os.readlink(path) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
-        ports = {int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
-        (port,) = ports - {int(self.health_port)}
-        return port
-
-    def children(self) -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            except OSError:
-                continue
-            if int(parent) == self.process.pid and state != "Z":
-                found.append(int(path.parent.name))
-        return found
-
-    def stop(self) -> int:
-        for sock in self.sockets:
-            sock.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(DEADLINE_S)
-
-
-def ask(sock: socket.socket, line: str) -> str:
-    sock.sendall(line.encode() + b"\n")
-    return answer(sock)
-
-
-def answer(sock: socket.socket) -> str:
-    data = b""
-    while not data.endswith(b"\n"):
-        part = sock.recv(4096)
-        if not part:
-            return data.decode()
-        data += part
-    return data.decode().strip()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-def write_config(directory: Path, *, workers: int = 2, proxy: str = "", tls: str = "", health: int = 0) -> None:
-    (directory / "xksfast.toml").write_text(
-        f'[proxy]\nlisten = ["127.0.0.1:0"]\nworkers = {workers}\n{proxy}\n{tls}\n'
-        f'[proxy.health]\nlisten = "127.0.0.1:{health or free_port()}"\n[state]\nurl = "file:stores.toml"\n'
-    )
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    made: list[Running] = []
-
-    def start_one(*, ready: bool = True, **config: Any) -> Running:
-        write_config(tmp_path, **config)
-        running = Running(tmp_path)
-        made.append(running)
-        if ready:
-            running.wait_ready()
-        return running
-
-    yield start_one
-    for running in made:
-        (tmp_path / "go").touch()
-        children = running.children()
-        running.stop()
-        assert running.process.stdout is not None
-        running.process.stdout.close()
-        until(lambda pids=children: not any(process_exists(pid) for pid in pids), "no child outlives the supervisor")
+    with supervisors(tmp_path) as start:
+        yield start
 
 
 def test_eight_connections_over_two_workers_end_four_to_four(start: Callable[..., Running]) -> None:
@@ -302,64 +162,6 @@ def test_children_end_when_the_supervisor_is_killed(start: Callable[..., Running
     until(lambda: not any(process_exists(pid) for pid in children), "no process is left")
 
 
-def test_sighup_reloads_certificates_and_state_and_loses_no_request(start: Callable[..., Running]) -> None:
-    tls = '[proxy.tls]\ncertificate = "a"\nprivate_key = "b"'
-    running = start(tls=tls)
-    sock = running.connect("tls")
-    owner = ask(sock, "who")
-    sock.sendall(b"slow\n")
-    write_config(
-        running.directory, tls=tls.replace('"a"', '"other"'), proxy="deadline_ms = 150", health=int(running.health_port)
-    )
-    running.process.send_signal(signal.SIGHUP)
-    until(lambda: len(running.events("certificates_reloaded")) == 2, "both workers reload")
-    until(lambda: (running.directory / "loaded").read_text().split()[1] == "2", "the state is read again")
-    assert running.events("takes_effect_at_next_start")[0]["keys"] == ["proxy.deadline_ms"]
-    (running.directory / "go").touch()
-    assert answer(sock) == "done"
-    assert ask(sock, "who") == owner
-
-
-@pytest.mark.parametrize("good", [True, False])
-def test_a_worker_started_again_begins_with_the_certificate_in_use(start: Callable[..., Running], good: bool) -> None:
-    tls = '[proxy.tls]\ncertificate = "a"\nprivate_key = "b"'
-    running = start(workers=1, tls=tls)
-    if not good:
-        (running.directory / "bad_certificate").touch()
-    write_config(running.directory, workers=1, tls=tls.replace('"a"', '"other"'), health=int(running.health_port))
-    running.process.send_signal(signal.SIGHUP)
-    until(lambda: running.events("certificates_reloaded" if good else "certificates_kept"), "the worker answered")
-    running.connect("tls").sendall(b"crash\n")
-    until(lambda: len(running.events("worker_ready")) == 2, "it is ready again")
-    assert ask(running.connect("tls"), "certificate") == str(running.directory / ("other" if good else "a"))
-
-
-def test_a_broken_configuration_at_sighup_changes_nothing(start: Callable[..., Running]) -> None:
-    running = start(workers=1)
-    running.config.write_text("[proxy]\nworkerz = 1\n")
-    running.process.send_signal(signal.SIGHUP)
-    (event,) = until(lambda: running.events("reload_refused"), "reload_refused is logged")
-    assert "did you mean 'workers'" in "".join(event["problems"])
-    assert ask(running.connect(), "hello") == "hello"
-
-
-def test_a_certificate_that_is_refused_at_sighup_is_reported(start: Callable[..., Running]) -> None:
-    running = start(workers=1, tls='[proxy.tls]\ncertificate = "a"\nprivate_key = "b"')
-    (running.directory / "bad_certificate").touch()
-    running.process.send_signal(signal.SIGHUP)
-    (event,) = until(lambda: running.events("certificates_kept"), "certificates_kept is logged")
-    assert event["problem"] == "a bad certificate"
-
-
-def test_a_state_refused_at_sighup_leaves_the_former_in_service(start: Callable[..., Running]) -> None:
-    running = start(workers=1)
-    (running.directory / "refuse_state").write_text("stores.toml: something is wrong")
-    running.process.send_signal(signal.SIGHUP)
-    (event,) = until(lambda: running.events("refused") or running.events("state_kept"), "the refusal is logged")
-    assert event["problems"] == ["stores.toml: something is wrong"]
-    assert ask(running.connect(), "hello") == "hello"
-
-
 @pytest.mark.parametrize(("file", "code"), [("refuse", 2), ("refuse_state", 2), ("die", 1)])
 def test_what_cannot_start_says_why_and_leaves_no_process(
     start: Callable[..., Running], tmp_path: Path, file: str, code: int
@@ -419,7 +221,7 @@ def test_a_worker_that_refuses_its_tokens_later_is_not_started_again(start: Call
     assert ask(running.connect(), "hello") == "hello", "the other worker serves"
     assert running.health("/readyz")[0] == 503
     # A token locks after a few wrong PINs: one end, one start, no further try.
-    with pytest.raises(AssertionError, match="not in time"):
+    with pytest.raises(AssertionError, match="it must not happen"):
         until(lambda: len(running.events("child_ended")) > 1, "it must not happen", timeout_s=2.0)
 
 
@@ -497,7 +299,3 @@ def test_many_who_ask_at_once_have_the_workers_asked_once(start: Callable[..., R
 def test_exit_causes_are_named() -> None:
     assert exit_cause(-9) == "killed by SIGKILL"
     assert exit_cause(3) == "exit code 3"
-
-
-def test_different_keys_are_dotted_paths() -> None:
-    assert different_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3, "d": 4}}) == ["a.c", "a.d"]

@@ -9,8 +9,6 @@ locking: so both tools are processes of their own, and nothing of a module is ev
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
@@ -20,6 +18,7 @@ from xksfast.admin.partitions.keytool import KeyRequest, KeyToolAnswer, KeyToolR
 from xksfast.admin.partitions.link import PartitionLink, partition_target, take_all
 from xksfast.admin.partitions.replica import Replica
 from xksfast.admin.partitions.replication import Replicator, Rights
+from xksfast.admin.partitions.tool_process import tool_start
 from xksfast.config import Config
 from xksfast.state.local_keys import LocalKeyFiles
 from xksfast.state.store_file import StoreFile
@@ -56,7 +55,8 @@ async def make_token_keys(config: Config, wanted: Wanted) -> AsyncIterator[KeyTo
         if others:
             yield await _create_in_group(config, group, list(requests.values()))
             continue
-        answer = await _run_key_tool(_request(config, partition, list(requests.values())))
+        target = msgspec.structs.asdict(partition_target(config, partition))
+        answer = await _run_key_tool(KeyToolRequest(**target, keys=list(requests.values())))
         problem = f"partition {partition}: {answer.problem}" if answer.problem else ""
         yield KeyToolAnswer(created=[f"{label} on partition {partition}" for label in answer.created], problem=problem)
 
@@ -97,33 +97,10 @@ def _replicate_all(config: Config, group: str, links: list[PartitionLink], reque
     return KeyToolAnswer(created=created, problem=problem)
 
 
-def _request(config: Config, name: str, keys: list[KeyRequest]) -> KeyToolRequest:
-    partition = config.partitions[name]
-    module = config.modules[partition.module]
-    return KeyToolRequest(
-        partition=name,
-        module_path=module.path,
-        parameters=module.parameters,
-        token_label=partition.token_label,
-        serial=partition.serial,
-        slot=partition.slot,
-        pin_file=partition.pin_file,
-        pin_env=partition.pin_env,
-        profile=partition.profile,
-        environment=module.environment,
-        keys=keys,
-    )
-
-
 async def _run_key_tool(request: KeyToolRequest) -> KeyToolAnswer:
+    command, environment = tool_start("_keytool", request)
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "xksfast",
-        "_keytool",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, **request.environment},
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(msgspec.json.encode(request)), KEY_TOOL_TIMEOUT_S)

@@ -9,7 +9,7 @@ is a pin_file or a pin_env.
 from __future__ import annotations
 
 from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target
-from xksfast.admin.partitions.tool import PartitionTarget
+from xksfast.admin.partitions.tool_process import PartitionTarget
 from xksfast.config import Config
 from xksfast.native.crypto import Secret, SecretPages
 from xksfast.native.partition import KeyTemplate

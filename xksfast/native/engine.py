@@ -84,25 +84,6 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True)
-class EngineTotals:
-    """xks_engine_totals of csrc/xks_engine.h."""
-
-    jobs: int
-    answered: int
-    refused_busy: int
-    refused_unavailable: int
-    timeouts: int
-    retries: int
-    hedges: int
-    hedge_wins: int
-    late_results_wiped: int
-    checks_elsewhere: int
-    failed_checks: int
-    waiting: int
-    in_flight: int
-
-
-@dataclass(frozen=True)
 class KeyStatus:
     """xks_key_status of csrc/xks_engine.h."""
 
@@ -294,11 +275,11 @@ class Engine:
         check(lib.xks_engine_partition_status(self.pointer, partition, out), what=f"partition {partition}")
         return PartitionStatus(**_fields(out, PartitionStatus, _PARTITION_STATES))
 
-    def totals(self) -> EngineTotals:
-        """Counters of the whole engine; no token is called."""
+    def totals(self) -> dict[str, int]:
+        """Counters of the whole engine by name: xks_engine_totals of csrc/xks_engine.h; no token is called."""
         out = ffi.new("xks_engine_totals *")
         lib.xks_engine_totals_read(self.pointer, out)
-        return EngineTotals(**_fields(out, EngineTotals, {}))
+        return {name: int(getattr(out, name)) for name, _ in ffi.typeof(out).item.fields}
 
     def key_status(self, key: int, partition: int) -> KeyStatus:
         """What the keeper knows; no token is called."""

@@ -78,7 +78,10 @@ def make_report(
 
 
 def _engine_report(tokens: TokenEngine | None) -> messages.EngineReport | None:
-    return msgspec.convert(tokens.engine.totals(), messages.EngineReport, from_attributes=True) if tokens else None
+    if tokens is None:
+        return None
+    totals = tokens.engine.totals()
+    return messages.EngineReport(**{name: totals[name] for name in messages.EngineReport.__struct_fields__})
 
 
 def _partition_reports(tokens: TokenEngine | None) -> dict[str, messages.PartitionReport]:

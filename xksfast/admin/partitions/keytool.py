@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from xksfast.admin.partitions.tool_process import PartitionTarget
 from xksfast.errors import OperatorError
 from xksfast.native.crypto import Secret
 from xksfast.native.engine import ensure_token_key
@@ -32,20 +33,10 @@ class KeyRequest(msgspec.Struct, frozen=True):
     decrypt: bool
 
 
-class KeyToolRequest(msgspec.Struct, frozen=True):
-    """The token, as in a partition's configuration, and the keys."""
+class KeyToolRequest(PartitionTarget, frozen=True, kw_only=True):
+    """The token, and the keys that shall exist on it."""
 
-    partition: str
-    module_path: str
-    profile: str
     keys: list[KeyRequest]
-    parameters: str = ""
-    token_label: str | None = None
-    serial: str | None = None
-    slot: int | None = None
-    pin_file: str | None = None
-    pin_env: str | None = None
-    environment: dict[str, str] = {}
 
 
 class KeyToolAnswer(msgspec.Struct, frozen=True):

@@ -8,10 +8,8 @@ at the same time; call() is both for one.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
@@ -19,7 +17,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from xksfast.admin.partitions.tool import Answer, Call, PartitionTarget
+from xksfast.admin.partitions.tool import Answer, Call
+from xksfast.admin.partitions.tool_process import PartitionTarget, tool_start
 from xksfast.config import Config
 from xksfast.errors import OperatorError
 from xksfast.native.partition import KeyTemplate, Proof, TokenKey
@@ -44,7 +43,7 @@ class PartitionFailure(OperatorError):
 
 
 def partition_target(config: Config, name: str) -> PartitionTarget:
-    """What the tool needs to know of a configured partition."""
+    """What a tool needs to know of a configured partition."""
     partition = config.partitions[name]
     module = config.modules[partition.module]
     return PartitionTarget(
@@ -88,12 +87,9 @@ class PartitionLink:
         if self._killed:
             raise PartitionFailure(self.name, "given up")
         if self._process is None:
+            command, environment = tool_start("_partitiontool", self._target)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "xksfast", "_partitiontool"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=self._inherited,
-                env={**os.environ, **self._target.environment},
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self._inherited, env=environment
             )
         assert self._process.stdin is not None
         target = self._target if with_target else None

@@ -10,7 +10,7 @@ import msgspec
 from xksfast.admin.partitions.advice import Verdict, advise, worst
 from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target
 from xksfast.admin.partitions.listing import TokenReport, describe
-from xksfast.admin.partitions.tool import PartitionTarget
+from xksfast.admin.partitions.tool_process import PartitionTarget
 from xksfast.config import Config, Partition
 from xksfast.native.partition import Measured, TokenInfo
 

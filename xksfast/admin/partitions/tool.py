@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from xksfast.admin.partitions.tool_process import PartitionTarget
 from xksfast.errors import OperatorError
 from xksfast.native.crypto import Secret, SecretPages, harden_process
 from xksfast.native.partition import (
@@ -34,21 +35,6 @@ TOKEN_CALLS = (
     "find", "generate", "wrap", "unwrap", "make_receiver", "wrap_for", "unwrap_received", "prove", "check", "rename", "lock_down",
     "destroy",
 )  # fmt: skip
-
-
-class PartitionTarget(msgspec.Struct, frozen=True):
-    """The token, as in a partition's configuration. The PIN is named by file or variable, never passed."""
-
-    name: str
-    module_path: str
-    profile: str
-    parameters: str = ""
-    token_label: str | None = None
-    serial: str | None = None
-    slot: int | None = None
-    pin_file: str | None = None
-    pin_env: str | None = None
-    environment: dict[str, str] = {}
 
 
 class Call(msgspec.Struct, frozen=True):
