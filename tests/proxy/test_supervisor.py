@@ -154,6 +154,21 @@ def test_a_worker_that_still_waits_for_its_token_is_not_waited_for(start: Callab
     assert time.monotonic() - began < 5.0
 
 
+TOKEN = '[modules.m]\npath = "/m.so"\n[partitions.p]\nmodule = "m"\ntoken_label = "p"\npin_env = "PIN"'
+
+
+@pytest.mark.parametrize(("tables", "workers"), [("", 4), (TOKEN, 2)])
+def test_workers_wait_for_the_one_before_only_where_there_are_tokens(
+    start: Callable[..., Running], tmp_path: Path, tables: str, workers: int
+) -> None:
+    (tmp_path / "waits").write_text("1")
+    running = start(ready=False, workers=4, tls=tables)
+    until(lambda: len(running.children()) == 1 + workers, "the control process and the workers that do not wait")
+    time.sleep(0.5)
+    assert len(running.children()) == 1 + workers
+    assert [event["worker"] for event in running.events("worker_ready")][:1] == [0]
+
+
 def test_children_end_when_the_supervisor_is_killed(start: Callable[..., Running]) -> None:
     running = start()
     children = running.children()

@@ -6,8 +6,8 @@ argv[1]: the descriptor of its line to the supervisor.
 who -> "<worker> <pid> tls|plain"; certificate -> that of Start; print -> writes to stdout; crash -> dies by SIGSEGV; slow -> "done"
 after the file <FAKE_DIR>/go appeared; else -> an echo.
 <FAKE_DIR>/refuse: WorkerRefused with its text. <FAKE_DIR>/die: exits at once. <FAKE_DIR>/bad_certificate: refuses reloads.
-<FAKE_DIR>/waits: is never ready. <FAKE_DIR>/deaf: ignores Drain and the end of its line. Each number of AskReport is appended to
-<FAKE_DIR>/asked; <FAKE_DIR>/mute: it gets no answer.
+<FAKE_DIR>/waits: is never ready; when it holds a number, only this worker. <FAKE_DIR>/deaf: ignores Drain and the end of its line.
+Each number of AskReport is appended to <FAKE_DIR>/asked; <FAKE_DIR>/mute: it gets no answer.
 """
 
 from __future__ import annotations
@@ -74,11 +74,15 @@ class FakeWorker:
         assert fd is not None
         assert os.pread(fd, 5, 0) == b"pages"
         os.close(fd)
-        if self.refused or (DIRECTORY / "waits").exists():
+        if self.refused or self.waits():
             return
         seq = message.delta.seq
         self.control.send(messages.DeltaApplied(seq=seq, worker=self.index))
         self.supervisor.send(messages.WorkerReady(seq=seq))
+
+    def waits(self) -> bool:
+        waits = DIRECTORY / "waits"
+        return waits.exists() and waits.read_text() in ("", str(self.index))
 
     def heartbeat(self) -> None:
         self.supervisor.send(messages.Heartbeat(closed=self.closed, healthy=True))
