@@ -68,6 +68,16 @@ def test_a_body_that_cannot_be_read_is_refused(admin: httpx.Client, body: bytes,
     is_problem(admin.post("/v1/stores", content=body, headers={"Content-Type": "application/json"}), 422, rule)
 
 
+def test_a_query_parameter_with_a_slip_is_refused_and_nothing_is_done(admin: httpx.Client) -> None:
+    admin.post("/v1/stores", json={"name": "kept", **LOCAL})
+    document = is_problem(admin.delete("/v1/stores/kept?dryrun=true"), 422, "parameter-unknown")
+    assert (document["field"], document["next"]) == ("dryrun", "Those that there are: dry_run")
+    assert "did you mean 'dry_run'?" in str(document["detail"])
+    assert admin.get("/v1/stores/kept").status_code == 200
+    is_problem(admin.get("/v1/stores?blockd=true"), 422, "parameter-unknown")
+    is_problem(admin.post("/v1/stores/kept/block?reason=drill"), 422, "parameter-unknown")
+
+
 def test_all_wrong_members_are_named_at_once(admin: httpx.Client) -> None:
     document = is_problem(admin.post("/v1/stores", json={"name": "", "region": 7, "colour": "blue"}), 422, "field-invalid")
     errors = document["errors"]
