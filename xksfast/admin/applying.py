@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+import itertools
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from xksfast.admin import declaration as declared
@@ -43,7 +44,17 @@ def check_rights(actor: Actor, plan: Plan) -> None:
         actor.require(step.right, step.store)
 
 
-async def make_source_keys(service: Service, actor: Actor, plan: Plan) -> None:
+async def steps_of(service: Service, actor: Actor, plan: Plan) -> AsyncIterator[Step]:
+    """The steps in order, each to be carried out before the next is asked for. No block waits for a token to make source keys."""
+    blocks = list(itertools.takewhile(lambda step: step.blocks, plan.steps))
+    for step in blocks:
+        yield step
+    await _make_source_keys(service, actor, plan)
+    for step in plan.steps[len(blocks) :]:
+        yield step
+
+
+async def _make_source_keys(service: Service, actor: Actor, plan: Plan) -> None:
     """What the plan's new keys want made, all of a partition group at once: a token is slow to open. What fails is told by its step."""
     groups = {
         step.target: step.action.request.partition_group for step in plan.steps if isinstance(step.action, declared.CreateStore)
@@ -120,8 +131,7 @@ async def apply_declared(service: Service, store: StateStore, file: Path, groups
         log.error("not_applied", problem=problem)
     if planned.problems:
         return
-    await make_source_keys(service, actor, planned)
-    for step in planned.steps:
+    async for step in steps_of(service, actor, planned):
         try:
             await carry_out(service, actor, step)
         except OperatorError as error:

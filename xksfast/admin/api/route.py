@@ -83,7 +83,9 @@ def _refuse_unknown(parameters: Collection[str], given: Iterable[str]) -> None:
                 "parameter-unknown",
                 f"There is no query parameter {name[:100]!r} here{nearest(name[:100], parameters)}",
                 why="Nothing was done, since it may be a slip of one that matters",
-                next=f"Those that there are: {', '.join(sorted(parameters))}" if parameters else "Leave it out: there are none here",
+                next=f"Those that there are: {', '.join(sorted(parameters))}"
+                if parameters
+                else "Leave it out: there are none here",
                 field=name[:100],
             )
 
