@@ -24,7 +24,7 @@ import msgspec
 from xksfast import messages
 from xksfast._version import __version__
 from xksfast.admin.block_journal import BlockJournal
-from xksfast.admin.blocks import Blocks
+from xksfast.admin.blocks import BLOCKED, Blocks
 from xksfast.admin.hearing import Hearing
 from xksfast.admin.kept_blocks import keep_blocks, recording
 from xksfast.admin.peers import HttpPeers
@@ -60,7 +60,8 @@ POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
 REST_PATIENCE_S = 5.0
-FIRST_COPY_AFTER_S = 10.0  # when the workers have long begun to serve
+FIRST_COPY_AFTER_S = 10.0  # of a large state: when the workers have long begun to serve
+SMALL_KEYS = 10_000  # to copy so many takes a fraction of a second
 COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
@@ -105,7 +106,9 @@ class Node:
                 raise OperatorError(f"state.directory: {self._directory} cannot be made: {error.strerror}") from None
             await self._open()
             self._opened = True
-            self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
+            with self._store.reading() as state:
+                if len(state.keys) > SMALL_KEYS:
+                    self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
             for work in (self._follow(), self._beat(), self._serve_rest_after_workers()):
                 self._spawn(work)
         with self._store.reading() as state:
@@ -329,6 +332,8 @@ class Node:
         """On the loop, in order."""
         self._publisher.publish(events)
         self.blocks.on_events(events)
+        if not self._copied_seq and any(event.action in BLOCKED for event in events):  # no copy knows it, nor does the journal
+            self._next.pop("copy", None)
 
     def _listen(self, database: Database) -> None:
         def hint(_: int) -> None:
