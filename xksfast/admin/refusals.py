@@ -11,6 +11,10 @@ from xksfast.state.records import Idempotency
 Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conflict", "stale", "too_many", "unavailable"]
 
 
+MAX_SHOWN_CHARS = 128
+_NOUNS = {"key store": "store", "key": "key", "credential": "credential", "operator": "operator", "AWS connection": "aws"}
+
+
 class Refused(OperatorError):
     """category: what kind of no. rule: its stable name, for scripts ("store-has-keys"). field: the member at fault, or "".
 
@@ -45,5 +49,9 @@ def invalid(field: str, problem: str | None, value: object = None) -> None:
 
 
 def no_such(kind: str, name: str, near: str = "") -> Refused:
-    """kind: "key store", "key", ... near: what " (did you mean …?)" adds."""
-    return Refused("not_found", "no-such-object", f"There is no {kind} {name!r}{near}")
+    """kind: "key store", "key", ... near: what " (did you mean …?)" adds. A name is shown up to 128 characters."""
+    shown = name if len(name) <= MAX_SHOWN_CHARS else name[:MAX_SHOWN_CHARS] + "…"
+    hint = next(
+        (f"`xksfast {noun} list` shows those that there are" for start, noun in _NOUNS.items() if kind.startswith(start)), ""
+    )
+    return Refused("not_found", "no-such-object", f"There is no {kind} {shown!r}{near}", next=hint)
