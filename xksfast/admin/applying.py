@@ -9,6 +9,8 @@ import itertools
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from xksfast.admin import declaration as declared
 from xksfast.admin.actors import Actor, system_actor
 from xksfast.admin.declaration import ApplyRequest, Plan, Step, plan_of
@@ -123,7 +125,12 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
 async def apply_declared(service: Service, store: StateStore, file: Path, groups: Collection[str], log: Log) -> None:
     """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
     declared = await asyncio.to_thread(read_declared, file)
-    request = ApplyRequest.model_validate({"key_stores": declared})
+    try:
+        request = ApplyRequest.model_validate({"key_stores": declared})
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):  # the value may be a secret
+            log.error("not_applied", problem=f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        return
     actor = system_actor("apply")
     with store.reading() as state:
         planned = plan_of(state, request, groups=groups)

@@ -13,7 +13,6 @@ import importlib
 import socket
 import threading
 import time
-import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from xksfast.admin.upkeep import Upkeep
 from xksfast.admin.usage import Usage
 from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
-from xksfast.log import Log
+from xksfast.log import Log, frames_of
 from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
@@ -481,12 +480,7 @@ class Node:
         """What ends by a fault of ours must not end in silence."""
         self._tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()) is not None:
-            frames = traceback.extract_tb(fault.__traceback__)[-8:]
-            self._log.error(
-                "task_failed",
-                problem=type(fault).__name__,
-                where=[f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames],
-            )
+            self._log.error("task_failed", problem=type(fault).__name__, where=frames_of(fault))
 
 
 def _now_ms() -> int:
