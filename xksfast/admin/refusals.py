@@ -12,7 +12,13 @@ Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conf
 
 
 MAX_SHOWN_CHARS = 128
-_NOUNS = {"key store": "store", "key": "key", "credential": "credential", "operator": "operator", "AWS connection": "aws"}
+_LISTS = {
+    "key store": "store list",
+    "key": "key list STORE",
+    "credential": "credential list STORE",
+    "operator": "operator list",
+    "AWS connection": "aws list",
+}
 
 
 class Refused(OperatorError):
@@ -51,7 +57,6 @@ def invalid(field: str, problem: str | None, value: object = None) -> None:
 def no_such(kind: str, name: str, near: str = "") -> Refused:
     """kind: "key store", "key", ... near: what " (did you mean …?)" adds. A name is shown up to 128 characters."""
     shown = name if len(name) <= MAX_SHOWN_CHARS else name[:MAX_SHOWN_CHARS] + "…"
-    hint = next(
-        (f"`xksfast {noun} list` shows those that there are" for start, noun in _NOUNS.items() if kind.startswith(start)), ""
-    )
+    command = next((command for start, command in _LISTS.items() if kind.startswith(start)), "")
+    hint = f"`xksfast {command}` shows those that there are" if command else ""
     return Refused("not_found", "no-such-object", f"There is no {kind} {shown!r}{near}", next=hint)
