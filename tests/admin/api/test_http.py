@@ -78,6 +78,13 @@ def test_a_query_parameter_with_a_slip_is_refused_and_nothing_is_done(admin: htt
     is_problem(admin.post("/v1/stores/kept/block?reason=drill"), 422, "parameter-unknown")
 
 
+@pytest.mark.parametrize("member", ["max_credentials", "rotate_credential_days", "stale_after_s"])
+@pytest.mark.parametrize("value", [True, "12", 12.0])
+def test_what_is_no_whole_number_is_refused(admin: httpx.Client, member: str, value: object) -> None:
+    document = is_problem(admin.post("/v1/stores", json={"name": "s", **LOCAL, member: value}), 422, "field-invalid")
+    assert document["field"] == member
+
+
 def test_what_is_wrong_with_a_list_or_an_object_is_said_in_the_words_of_json(admin: httpx.Client) -> None:
     wrong = {"name": "s", **LOCAL, "tags": 1, "allowed_principals": 1, "credentials": ["x"]}
     errors = is_problem(admin.post("/v1/stores", json=wrong), 422, "field-invalid")["errors"]
