@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,12 @@ STDERR = 2
 RING_LINES = 65536
 FLUSH_INTERVAL_S = 0.1
 MAX_BATCH_LINES = 512
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """ "file:line function" of each frame, the innermost last: what may be logged of a fault whose text could quote a secret."""
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _render(fields: dict[str, Any]) -> bytes:

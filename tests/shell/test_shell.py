@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sqlite3
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests.admin.api.test_use import encrypted, report
 from tests.servers import free_port, wait_until
 from tests.shell.ran import Run, runner
 from xksfast.admin.schedule import WARN_INVOCATIONS
+from xksfast.shell.session import table
 from xksfast.state.projection import State
 
 DONE, FAILED, USAGE, REFUSED, IN_PART = range(5)
@@ -111,6 +114,37 @@ def test_a_rule_is_named_with_exit_code_3(xksfast: Run, store: str) -> None:
     assert xksfast("store", "show", store).code == REFUSED
 
 
+def test_a_name_that_is_a_way_up_reaches_nothing_else(xksfast: Run, store: str) -> None:
+    for action in ("block", "delete"):
+        ran = xksfast("key", action, store, "..", "--yes") if action == "delete" else xksfast("key", action, store, "..")
+        assert ran.code == USAGE
+        assert "'..' is no name" in ran.err
+    assert xksfast("store", "show", store, "--json").json["blocked"] is False
+    assert "neither . nor .." in xksfast("key", "create", store, "..").err
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(xksfast: Run, store: str) -> None:
+    xksfast("key", "create", store, "k", "--description", "a\x1b[2Jb\u202e", "--alias", "c\x9bd\x07")
+    shown = xksfast("key", "show", store, "k").out + xksfast("key", "list", store).out
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(shown)
+    assert "a\\u001b[2Jb\\u202e" in shown
+    assert "c\\u009bd\\u0007" in shown
+
+
+def test_a_table_in_a_narrow_terminal_cuts_nothing_off() -> None:
+    from rich.console import Console
+
+    names = ["a-name-of-a-key-that-is-long-" + "7" * 60, "a-source-key-" + "8" * 60]
+    drawn = table("key", "state", "source key", rows=[[names[0], "disabled", names[1]]], none="")()
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    console.print(drawn)
+    lines = cast(io.StringIO, console.file).getvalue().splitlines()
+    assert "…" not in "".join(lines)
+    assert any("disabled" in line.split() for line in lines)
+    assert [sum(line.count(digit) for line in lines) for digit in "78"] == [60, 60]
+    assert max(map(len, lines)) <= 80
+
+
 def test_every_wrong_value_is_named(xksfast: Run) -> None:
     ran = xksfast("store", "create", "wrong", "--region", "us-east-1", "--max-credentials", "99", "--on-stale", "maybe")
     assert ran.code == REFUSED
@@ -130,6 +164,10 @@ def test_every_wrong_value_is_named(xksfast: Run) -> None:
         ["audit", "tail", "--since", "yesterday"],
         ["apply", "/nonexistent.toml"],
         ["stor", "list"],
+        ["key", "block", "payments", ".."],
+        ["key", "delete", "payments", "."],
+        ["store", "show", ""],
+        ["store", "show", "a/b"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(xksfast: Run, arguments: list[str]) -> None:

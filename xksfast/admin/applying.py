@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+import itertools
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from xksfast.admin import declaration as declared
 from xksfast.admin.actors import Actor, system_actor
@@ -43,7 +46,17 @@ def check_rights(actor: Actor, plan: Plan) -> None:
         actor.require(step.right, step.store)
 
 
-async def make_source_keys(service: Service, actor: Actor, plan: Plan) -> None:
+async def steps_of(service: Service, actor: Actor, plan: Plan) -> AsyncIterator[Step]:
+    """The steps in order, each to be carried out before the next is asked for. No block waits for a token to make source keys."""
+    blocks = list(itertools.takewhile(lambda step: step.blocks, plan.steps))
+    for step in blocks:
+        yield step
+    await _make_source_keys(service, actor, plan)
+    for step in plan.steps[len(blocks) :]:
+        yield step
+
+
+async def _make_source_keys(service: Service, actor: Actor, plan: Plan) -> None:
     """What the plan's new keys want made, all of a partition group at once: a token is slow to open. What fails is told by its step."""
     groups = {
         step.target: step.action.request.partition_group for step in plan.steps if isinstance(step.action, declared.CreateStore)
@@ -112,7 +125,12 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
 async def apply_declared(service: Service, store: StateStore, file: Path, groups: Collection[str], log: Log) -> None:
     """What the file of [state] apply names and is not there yet. What cannot be done is logged, and does not keep the rest."""
     declared = await asyncio.to_thread(read_declared, file)
-    request = ApplyRequest.model_validate({"key_stores": declared})
+    try:
+        request = ApplyRequest.model_validate({"key_stores": declared})
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):  # the value may be a secret
+            log.error("not_applied", problem=f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        return
     actor = system_actor("apply")
     with store.reading() as state:
         planned = plan_of(state, request, groups=groups)
@@ -120,8 +138,7 @@ async def apply_declared(service: Service, store: StateStore, file: Path, groups
         log.error("not_applied", problem=problem)
     if planned.problems:
         return
-    await make_source_keys(service, actor, planned)
-    for step in planned.steps:
+    async for step in steps_of(service, actor, planned):
         try:
             await carry_out(service, actor, step)
         except OperatorError as error:

@@ -118,7 +118,7 @@ class Blocks:
         )
         record = asyncio.ensure_future(self._record(block, plan))
         asked = {self._node: asyncio.wait_for(self.enforce(block), LOCAL_PATIENCE_S)}
-        asked |= {node: asyncio.wait_for(self._peers.tell_block(node, block), PEERS_PATIENCE_S) for node in self._peers.names()}
+        asked |= {node: self._tell(node, block, record) for node in self._peers.names()}
         confirmed, pending = await _confirmed(asked, began)
         done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
         recorded = bool(done) and record.exception() is None and record.result()
@@ -126,6 +126,37 @@ class Blocks:
             "blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded
         )
         return Confirmation(confirmed, pending, recorded)
+
+    async def _tell(self, node: str, block: PendingBlock, record: asyncio.Future[bool]) -> None:
+        """Returns when the node has confirmed, by message or by the log: one that is starting serves before it hears messages.
+
+        OperatorError, OSError: what became of the message, when neither came in time.
+        """
+        by_message = asyncio.ensure_future(self._peers.tell_block(node, block))
+        ways = {by_message, asyncio.ensure_future(self._restricted(node, block, record))}
+        until = time.monotonic() + PEERS_PATIENCE_S
+        try:
+            waiting = ways
+            while waiting:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if any(way.exception() is None for way in done):
+                    return
+                if not done:
+                    break
+            if not by_message.done():
+                raise TimeoutError
+            by_message.result()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _restricted(self, node: str, block: PendingBlock, record: asyncio.Future[bool]) -> None:
+        if not await asyncio.shield(record):
+            raise OperatorError("it is not in the log")
+        await self._peers.restricted(node, self._logged.get(block.block_id, self._store.seq))
 
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
         """Needs the database: what is not recorded must not be undone by a node that was not told."""

@@ -22,7 +22,7 @@ from xksfast.admin.file_node import FileNode
 from xksfast.channel import Channel
 from xksfast.config import Config
 from xksfast.errors import OperatorError
-from xksfast.log import Log
+from xksfast.log import Log, frames_of
 from xksfast.native.crypto import harden_process
 
 CLOCK_INTERVAL_S = 1.0
@@ -93,6 +93,12 @@ class Control:
                     loaded = await self._node.load(config)
             except OperatorError as error:
                 self._supervisor.send(messages.StateRefused(problems=tuple(str(error).splitlines())))
+            except Exception as fault:  # whoever waits for the state must not wait for ever
+                self._log_fault("load_failed", fault)
+                problem = (
+                    f"the state was not loaded by a fault of the proxy ({type(fault).__name__}): see load_failed in its log"
+                )
+                self._supervisor.send(messages.StateRefused(problems=(problem,)))
             else:
                 self._supervisor.send(loaded)
 
@@ -105,10 +111,16 @@ class Control:
                 await self._node.tick()
             except (OperatorError, OSError) as error:
                 self._log.error("tick_failed", problem=str(error))
+            except Exception as fault:  # the next one may renew the signing keys
+                self._log_fault("tick_failed", fault)
             problems = self._node.problems()
             if problems != told:
                 told = problems
                 self._supervisor.send(messages.StateProblems(problems=problems))
+
+    def _log_fault(self, event: str, fault: Exception) -> None:
+        """Without its text, which could quote a secret."""
+        self._log.error(event, problem=type(fault).__name__, where=frames_of(fault))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

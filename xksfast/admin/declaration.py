@@ -89,6 +89,11 @@ class Step:
         """The key store that it is about."""
         return self.target.partition("/")[0]
 
+    @property
+    def blocks(self) -> bool:
+        """Whether it is the kill switch."""
+        return isinstance(self.action, BlockStore | BlockKey) and self.action.blocked
+
 
 @dataclass(frozen=True)
 class CreateStore:
@@ -188,7 +193,10 @@ class Plan:
 
 
 def plan_of(state: State, declared: ApplyRequest, *, groups: Collection[str]) -> Plan:
-    """groups: partition groups of the configuration. Applied, and asked for again, it gives an empty plan."""
+    """groups: partition groups of the configuration. Applied, and asked for again, it gives an empty plan.
+
+    Blocks of what is there come before all else, of all key stores: what follows may be slow, or fail, or be cut off by a crash.
+    """
     plan = Plan()
     for name, wanted in declared.key_stores.items():
         have = state.key_stores.get(name)
@@ -207,6 +215,8 @@ def plan_of(state: State, declared: ApplyRequest, *, groups: Collection[str]) ->
     elif surplus_names := sorted(state.key_stores.keys() - declared.key_stores.keys()):
         shown = ", ".join(surplus_names[:5]) + (", …" if len(surplus_names) > 5 else "")
         plan.notes.append(f"{len(surplus_names)} key stores are not in the file and stay: {shown}")
+    made = {step.target for step in plan.steps if isinstance(step.action, CreateStore | CreateKey)}
+    plan.steps.sort(key=lambda step: not step.blocks or step.target in made)  # stable
     return plan
 
 
@@ -303,11 +313,8 @@ def _changed_store(plan: Plan, state: State, have: KeyStore, wanted: DeclaredSto
         plan.notes.append(f"{name}: its credentials stay, since the file names none and a key store needs one")
         surplus = []
     yield from _update_store(have, wanted, needed_credentials=len(credentials) + len(new))
-    if wanted.blocked:
-        if not have.blocked:
-            yield Step("~", name, "block", "the file says blocked = true", BlockStore(True), "block")
-    elif wanted.blocked is False and have.blocked:
-        yield Step("~", name, "unblock", "the file says blocked = false", BlockStore(False))
+    if wanted.blocked and not have.blocked:
+        yield Step("~", name, "block", "the file says blocked = true", BlockStore(True), "block")
     for credential in new:
         yield Step("+", name, f"credential {credential.access_key_id}", "the file names it", AddCredential(credential))
     for external_key_id, key in wanted.keys.items():
@@ -319,6 +326,8 @@ def _changed_store(plan: Plan, state: State, have: KeyStore, wanted: DeclaredSto
                 yield from _without_key(plan, known)
         for access_key_id in surplus:
             yield Step("-", name, f"credential {access_key_id}", "the file does not name it", RemoveCredential(access_key_id))
+    if wanted.blocked is False and have.blocked:  # what the file takes away is in force by then
+        yield Step("~", name, "unblock", "the file says blocked = false", BlockStore(False))
 
 
 def _update_store(have: KeyStore, wanted: DeclaredStore, *, needed_credentials: int) -> Iterator[Step]:

@@ -13,7 +13,6 @@ import importlib
 import socket
 import threading
 import time
-import traceback
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,8 @@ import msgspec
 from xksfast import messages
 from xksfast._version import __version__
 from xksfast.admin.block_journal import BlockJournal
-from xksfast.admin.blocks import Blocks
+from xksfast.admin.blocks import BLOCKED, Blocks
+from xksfast.admin.copying import Copying
 from xksfast.admin.hearing import Hearing
 from xksfast.admin.kept_blocks import keep_blocks, recording
 from xksfast.admin.peers import HttpPeers
@@ -38,14 +38,14 @@ from xksfast.admin.upkeep import Upkeep
 from xksfast.admin.usage import Usage
 from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
-from xksfast.log import Log
+from xksfast.log import Log, frames_of
 from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
 from xksfast.state.errors import StateAbsent, StateError, StateFull, StateReadOnly, StateUnavailable, StateWentBack
 from xksfast.state.events import Event
-from xksfast.state.local_copy import is_genuine, read_copy, read_position, write_copy
+from xksfast.state.local_copy import is_genuine, read_copy, read_position
 from xksfast.state.master_key import configured_master_key
 from xksfast.state.records import Loaded, NodeRow
 from xksfast.state.sealing import Sealer
@@ -60,8 +60,8 @@ POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
 REST_PATIENCE_S = 5.0
-FIRST_COPY_AFTER_S = 10.0  # when the workers have long begun to serve
-COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
+FIRST_COPY_AFTER_S = 10.0  # of a large state: when the workers have long begun to serve
+SMALL_KEYS = 10_000  # to copy so many takes a fraction of a second
 DUE_INTERVAL_S = 60.0
 SYNC_INTERVAL_S = 300.0
 
@@ -84,8 +84,7 @@ class Node:
         self._next: dict[str, float] = {}
         self._opened = False
         self._hearing = Hearing(log)
-        self._copied_seq = 0
-        self._copy_interval_s = COPY_INTERVAL_S
+        self._copying = Copying(self._directory / "copy.jsonl", self._run, log)
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
@@ -105,7 +104,9 @@ class Node:
                 raise OperatorError(f"state.directory: {self._directory} cannot be made: {error.strerror}") from None
             await self._open()
             self._opened = True
-            self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
+            with self._store.reading() as state:
+                if len(state.keys) > SMALL_KEYS:
+                    self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
             for work in (self._follow(), self._beat(), self._serve_rest_after_workers()):
                 self._spawn(work)
         with self._store.reading() as state:
@@ -131,7 +132,7 @@ class Node:
     async def _open(self) -> None:
         self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
-        known = await self._run(lambda: read_position(self._copy_file))
+        known = await self._run(lambda: read_position(self._copying.file))
         try:
             self._database, self._sealer = await self._run(partial(self._connect, known[0] if known else 0))
         except (StateUnavailable, StateFull, StateReadOnly) as error:
@@ -195,7 +196,7 @@ class Node:
             if not rows and known_seq:
                 raise StateAbsent(
                     f"{database.description} holds no state, but this node has served event {known_seq}: restore a backup, or correct "
-                    f"[state] url. To begin with a new state, stop the node and remove {self._copy_file}"
+                    f"[state] url. To begin with a new state, stop the node and remove {self._copying.file}"
                 )
             if not rows:
                 with database.write(self.name) as writer:
@@ -211,18 +212,19 @@ class Node:
 
     def _take_copy(self, why: StateError) -> None:
         """In the state thread: serve what we knew, until the database is there."""
-        copy = read_copy(self._copy_file)
+        copy = read_copy(self._copying.file)
         if copy is None:
             raise why
         known, mac, over = copy
         self._sealer = Sealer.open_with(self._master, known.data_keys)
         if not is_genuine(mac, over, self._sealer):
-            raise StateUnavailable(f"{why}. {self._copy_file} cannot be served instead: it was changed") from why
+            raise StateUnavailable(f"{why}. {self._copying.file} cannot be served instead: it was changed") from why
         self._database = cast(Database, AwayDatabase(str(why)))
         self._secrets = SecretRows(self._database, self._sealer)
         self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
         self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets.adopt(known.secrets)
+        self._copying.seq = known.seq
         self._away = True
         self._log.error("local_copy_served", seq=known.seq, why=str(why))
 
@@ -293,10 +295,6 @@ class Node:
             self._rest_refused = True
             self._log.error("admin_not_served", problem=str(error), next="mend it, then send SIGHUP")
 
-    @property
-    def _copy_file(self) -> Path:
-        return self._directory / "copy.jsonl"
-
     def _keep_blocks(self, journal: BlockJournal, known: tuple[int, bytes] | None) -> None:
         """In the state thread. A database that was restored from before a block must not undo it. known: where the copy ends."""
         if known is None:
@@ -306,7 +304,7 @@ class Node:
         if own == head:  # it goes on where we were
             return
         self._log.error("older_state_served", known_seq=seq, seq=theirs[0], next="changes after its backup are to be made anew")
-        copy = read_copy(self._copy_file)
+        copy = read_copy(self._copying.file)
         if copy is not None:
             with self._store.reading() as state:
                 keep_blocks(journal, copy[0], state, self.name, self._log)
@@ -329,6 +327,8 @@ class Node:
         """On the loop, in order."""
         self._publisher.publish(events)
         self.blocks.on_events(events)
+        if not self._copying.seq and any(event.action in BLOCKED for event in events):  # no copy knows it, nor does the journal
+            self._next.pop("copy", None)
 
     def _listen(self, database: Database) -> None:
         def hint(_: int) -> None:
@@ -358,8 +358,8 @@ class Node:
                     await self._say_alive()  # other nodes wait for our acknowledgement
 
     def problems(self) -> tuple[str, ...]:
-        """How this node stands with its database; a sentence each."""
-        return self._hearing.problems()
+        """How this node stands with its database and its local copy; a sentence each."""
+        return (*self._hearing.problems(), *filter(None, (self._copying.problem,)))
 
     async def _beat(self) -> None:
         while True:
@@ -375,7 +375,7 @@ class Node:
             heartbeat_ms=_now_ms(),
             acked_seq=self._publisher.applied_seq,
             restricted_seq=self._publisher.restricted_seq,
-            details={"problems": list(self.problems())},
+            details={"problems": list(self._hearing.problems())},
         )
         try:
             await self._run(lambda: self._database.heartbeat(row))
@@ -399,9 +399,9 @@ class Node:
         if self._is_time("use", USE_INTERVAL_S):
             self._publisher.ask_usage()
             self._spawn(self.usage.write(self._database))
-        if self._is_time("copy", self._copy_interval_s):
+        if self._is_time("copy", self._copying.interval_s):
             await self._write_copy()
-        self.blocks.copied(self._copied_seq)
+        self.blocks.copied(self._copying.seq)
         if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
             if self._is_time("due", DUE_INTERVAL_S):
                 self._spawn(self._upkeep.rotate_what_is_due())
@@ -423,23 +423,7 @@ class Node:
             self.blocks.withhold_stale(stale)
 
     async def _write_copy(self) -> None:
-        with self._store.reading() as state:
-            if state.seq == self._copied_seq:
-                return
-
-        def write() -> int:
-            with self._store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
-                objects = [(value, state.revision_of(value)) for value in state.objects()]
-                known = Loaded(objects, state.seq, state.head)
-            write_copy(self._copy_file, known, self._database.data_keys(), self._secrets.rows(), self._sealer)
-            return known.seq
-
-        began = time.monotonic()
-        try:
-            self._copied_seq = await self._run(write)
-            self._copy_interval_s = max(COPY_INTERVAL_S, 20 * (time.monotonic() - began))
-        except (OSError, StateError) as error:
-            self._log.warning("local_copy_not_written", problem=str(error))
+        if not await self._copying.write(self._store, self._database, self._secrets, lambda: self._sealer):
             return
         try:
             await self._run(self._make_checkpoint)
@@ -476,12 +460,7 @@ class Node:
         """What ends by a fault of ours must not end in silence."""
         self._tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()) is not None:
-            frames = traceback.extract_tb(fault.__traceback__)[-8:]
-            self._log.error(
-                "task_failed",
-                problem=type(fault).__name__,
-                where=[f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames],
-            )
+            self._log.error("task_failed", problem=type(fault).__name__, where=frames_of(fault))
 
 
 def _now_ms() -> int:

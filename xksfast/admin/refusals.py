@@ -11,6 +11,16 @@ from xksfast.state.records import Idempotency
 Category = Literal["invalid", "unauthenticated", "forbidden", "not_found", "conflict", "stale", "too_many", "unavailable"]
 
 
+MAX_SHOWN_CHARS = 128
+_LISTS = {
+    "key store": "store list",
+    "key": "key list STORE",
+    "credential": "credential list STORE",
+    "operator": "operator list",
+    "AWS connection": "aws list",
+}
+
+
 class Refused(OperatorError):
     """category: what kind of no. rule: its stable name, for scripts ("store-has-keys"). field: the member at fault, or "".
 
@@ -45,5 +55,8 @@ def invalid(field: str, problem: str | None, value: object = None) -> None:
 
 
 def no_such(kind: str, name: str, near: str = "") -> Refused:
-    """kind: "key store", "key", ... near: what " (did you mean …?)" adds."""
-    return Refused("not_found", "no-such-object", f"There is no {kind} {name!r}{near}")
+    """kind: "key store", "key", ... near: what " (did you mean …?)" adds. A name is shown up to 128 characters."""
+    shown = name if len(name) <= MAX_SHOWN_CHARS else name[:MAX_SHOWN_CHARS] + "…"
+    command = next((command for start, command in _LISTS.items() if kind.startswith(start)), "")
+    hint = f"`xksfast {command}` shows those that there are" if command else ""
+    return Refused("not_found", "no-such-object", f"There is no {kind} {shown!r}{near}", next=hint)

@@ -19,7 +19,7 @@ Tags = Annotated[dict[str, str], Field(max_length=rules.MAX_TAGS)]
 Text = Annotated[str, Field(max_length=1024)]
 SnippetFormat = Literal["aws-cli", "terraform", "cloudformation"]
 ExternalKeyIds = Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=500)]
-Days = Annotated[int, Field(ge=0, le=3650)]
+Days = Annotated[int, Field(ge=0, le=3650, strict=True)]  # true is no number
 
 
 class Request(BaseModel):
@@ -48,13 +48,13 @@ class StoreCreate(Request):
     endpoint: str = Field("", max_length=128, description="https://host by which KMS reaches this proxy.")
     connectivity: Literal["PUBLIC_ENDPOINT", "VPC_ENDPOINT_SERVICE"] = "PUBLIC_ENDPOINT"
     vpc_endpoint_service_name: str = Field("", max_length=128)
-    max_credentials: int = Field(4, ge=rules.MIN_CREDENTIALS, le=rules.MAX_CREDENTIALS)
+    max_credentials: int = Field(4, ge=rules.MIN_CREDENTIALS, le=rules.MAX_CREDENTIALS, strict=True)
     rotate_credential_days: Days = 0
     allowed_principals: tuple[str, ...] = ()
     health_check_label: str = Field("", max_length=255)
     aad_scheme: Literal["xksfast", "aws-sample"] = "xksfast"
     on_stale: Literal["serve", "refuse"] = "serve"
-    stale_after_s: int = Field(900, ge=10, le=7 * 86400)
+    stale_after_s: int = Field(900, ge=10, le=7 * 86400, strict=True)
     tags: Tags = {}
     credentials: tuple[CredentialGiven, ...] = Field((), description="Absent: one is made, and its secret shown once.")
 
@@ -68,11 +68,11 @@ class StoreUpdate(Request):
     endpoint: str | None = Field(None, max_length=128)
     connectivity: Literal["PUBLIC_ENDPOINT", "VPC_ENDPOINT_SERVICE"] | None = None
     vpc_endpoint_service_name: str | None = Field(None, max_length=128)
-    max_credentials: int | None = Field(None, ge=rules.MIN_CREDENTIALS, le=rules.MAX_CREDENTIALS)
+    max_credentials: int | None = Field(None, ge=rules.MIN_CREDENTIALS, le=rules.MAX_CREDENTIALS, strict=True)
     rotate_credential_days: Days | None = None
     allowed_principals: tuple[str, ...] | None = None
     on_stale: Literal["serve", "refuse"] | None = None
-    stale_after_s: int | None = Field(None, ge=10, le=7 * 86400)
+    stale_after_s: int | None = Field(None, ge=10, le=7 * 86400, strict=True)
     tags: Tags | None = None
 
 
@@ -119,7 +119,7 @@ class OperatorCreate(Request):
     name: Name
     role: Literal["admin", "operator", "auditor", "blocker"]
     stores: tuple[Name, ...] = ()
-    expires_in_days: int = Field(0, ge=0, le=3650)
+    expires_in_days: int = Field(0, ge=0, le=3650, strict=True)
 
 
 class ConnectionCreate(Request):

@@ -173,6 +173,8 @@ class Service:
     ) -> IssuedCredential:
         """A new credential; those that there are stay until they are removed. given: made elsewhere, its secret is not shown."""
         actor.require("operate", store)
+        with self._store.reading() as state:
+            find_store(state, store)  # before anything is sealed for it
         now = _now()
         issued, sealed = self._new_credentials(store, (given,) if given else ())
         (access_key_id,) = issued

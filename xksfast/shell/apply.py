@@ -61,7 +61,7 @@ def _carry_out(shell: Shell, file: Path, body: dict[str, Any], plan: dict[str, A
                 case "begin":
                     now = line
                 case "done":
-                    done = line["number"]
+                    done, now = done + 1, {}
                     step(done, None)
                 case "failed":
                     failed = client.failure(line)

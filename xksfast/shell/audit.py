@@ -49,7 +49,7 @@ def tail(
         while True:
             for event in events:
                 seen = event["seq"]
-                print(orjson.dumps(event).decode() if shell.json else _line(event), flush=True)
+                print(orjson.dumps(event).decode() if shell.json else session.visible(_line(event)), flush=True)
             if not follow:
                 return
             time.sleep(LOOK_EVERY_S)

@@ -226,5 +226,13 @@ def _if_match(revision: int | None) -> dict[str, str]:
 
 
 def path(*parts: str) -> str:
-    """ "/v1/stores/payments" from "stores", "payments"."""
+    """ "/v1/stores/payments" from "stores", "payments".
+
+    OperatorError for what would reach something else: the key ".." of a store would be the store itself.
+    """
+    for part in parts:
+        if part in ("", ".", "..") or "/" in part:
+            raise OperatorError(
+                f"{part!r} is no name: give that of one object, which is not empty, has no / and is neither . nor .."
+            )
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 import typer
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, REFUSED, IN_PART = 0, 1, 2, 3, 4
 PROGRESS_AFTER_S = 1.0
 WIDTH_WITHOUT_TERMINAL = 200
+LONG_CHARS = 18  # of a cell that is a name as a rule
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 AdminUrl = Annotated[
     str | None,
@@ -123,7 +126,7 @@ class Shell:
         if self.json:
             print(orjson.dumps(document).decode())
         elif isinstance(text, str):
-            print(text)
+            print(visible(text))
         else:
             from rich.console import Console
 
@@ -131,7 +134,7 @@ class Shell:
 
     def say(self, text: str) -> None:
         """To people, beside the data."""
-        print(f"xksfast: {text}", file=sys.stderr)
+        print(f"xksfast: {visible(text)}", file=sys.stderr)
 
     # --- asking
 
@@ -199,11 +202,15 @@ def table(
         if not rows:
             return Text(none, style="dim")
         drawn = Table(box=None, padding=(0, 1), header_style="dim")
+        shown = [[cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row] for row in rows]
         for number, column in enumerate(columns, 1):
             prose = fold and number == len(columns)
-            drawn.add_column(column, justify="right" if column in right else "left", no_wrap=not prose)
-        for row in rows:
-            drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+            long = max(row[number - 1].cell_len for row in shown) > LONG_CHARS
+            justify: Literal["left", "right"] = "right" if column in right else "left"
+            # in a narrow terminal long names take several lines; nothing is cut off
+            drawn.add_column(column, justify=justify, no_wrap=not (prose or long), overflow="fold")
+        for row in shown:
+            drawn.add_row(*row)
         return drawn
 
     return made
@@ -223,7 +230,7 @@ def facts(document: dict[str, Any], *, leave_out: Sequence[str] = ()) -> Callabl
             if name in leave_out or value in ("", None, [], {}):
                 continue
             style = "red" if name == "blocked" and value else ""
-            drawn.add_row(name, Text(_plain(name, value), style=style))
+            drawn.add_row(name, Text(visible(_plain(name, value)), style=style))
         return drawn
 
     return made
@@ -241,6 +248,11 @@ def _plain(name: str, value: Any) -> str:
             return ", ".join(map(str, value))
         case _:
             return str(value)
+
+
+def visible(text: str) -> str:
+    """What others wrote must not steer the terminal of who reads it: control characters, and those that turn the direction of text."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def moment(unix_s: float) -> str:

@@ -25,6 +25,10 @@ from xksfast.state.sealing import Sealer
 
 FORMAT = 1
 MAC_LABEL = "xksfast local copy"
+_REMOVE = (
+    "remove it; the node then needs the database to start, and where that was restored from an older backup, blocks made after it are "
+    "to be made anew"
+)
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,14 @@ def _header_of(path: Path, line: bytes) -> _Header:
     except (msgspec.MsgspecError, ValueError) as error:
         raise _damaged(path, error) from error
     if header.format != FORMAT:
-        raise OperatorError(f"{path}: format {header.format} is none that this version reads")
+        raise OperatorError(
+            f"{path}: format {header.format} is none that this version reads: start the newer version again, or {_REMOVE}"
+        )
     return header
 
 
 def _damaged(path: Path, error: Exception) -> OperatorError:
-    return OperatorError(f"{path} is damaged ({error}): remove it; the node then needs the database to start")
+    return OperatorError(f"{path} is damaged ({error}): {_REMOVE}")
 
 
 def is_genuine(mac: bytes, over: bytes, sealer: Sealer) -> bool:

@@ -56,6 +56,8 @@ def external_key_id_problem(external_key_id: str, uri_path_prefix: str) -> str |
     """What KMS calls the XKS key id; it stands in the URI path behind the store's prefix."""
     if not re.fullmatch(EXTERNAL_KEY_ID_PATTERN, external_key_id):
         return "an external key id has 1 to 128 characters of A-Z a-z 0-9 - . _"
+    if external_key_id in (".", ".."):  # RFC 3986 removes them from paths: a request for such a key is one for something else
+        return "an external key id is neither . nor .., which would vanish from the URI path"
     if len(f"{uri_path_prefix}{API_PATH}/keys/{external_key_id}/metadata") > limits.MAX_URI_CHARS:
         return f"the URI path would exceed {limits.MAX_URI_CHARS} characters"
     return None

@@ -90,6 +90,7 @@ class OtherNodes:
 
     async def restricted(self, node: str, seq: int) -> None:
         """See Peers."""
+        await asyncio.sleep(self.takes_s)
         if self.says[node]:
             raise OperatorError(self.says[node])
 

@@ -77,6 +77,48 @@ def test_a_block_by_hand_stays_unless_the_file_says_otherwise(admin: httpx.Clien
     assert admin.get("/v1/stores/pulled").json()["blocked"] is False
 
 
+def test_blocks_come_before_all_else_and_what_follows_is_done_to_what_is_blocked(admin: httpx.Client) -> None:
+    def stores(version: str, **members: Any) -> dict[str, Any]:
+        keys = {"k": {"label": f"first-{version}", "create": True, **members}}
+        return {"first-a": declared("/first-a"), "first-b": declared("/first-b", keys=keys)}
+
+    apply(admin, stores("v1"))
+    stolen = stores("v2", blocked=True, usage=["DECRYPT"]) | {"first-new": declared("/first-new", blocked=True)}
+    stolen["first-a"] |= {"blocked": True, "uri_path_prefix": "/first-moved"}
+    assert [step.partition("'")[0].partition(" with")[0] for step in told(plan(admin, stolen))] == [
+        "~ first-a: block",
+        "~ first-b/k: block",
+        "~ first-a: uri_path_prefix: /first-a -> /first-moved",
+        "~ first-b/k: version 2",
+        "~ first-b/k: usage: ENCRYPT, DECRYPT -> DECRYPT",
+        "+ first-new: key store in us-east-1, prefix /first-new, local keys, 1 credential",
+        "~ first-new: block",
+    ]
+    assert apply(admin, stolen)[-1] == {"event": "end", "done": 7}
+    key = admin.get("/v1/stores/first-b/keys/k").json()
+    assert (key["blocked"], key["version"], key["usage"]) == (True, 2, ["DECRYPT"])
+
+
+def test_what_unblocks_a_store_comes_after_what_restricts_its_keys(admin: httpx.Client) -> None:
+    keys = {"k": {"label": "back-v1", "create": True}}
+    apply(admin, {"back": declared("/back", blocked=True, keys=keys)})
+    keys["k"]["enabled"] = False
+    made = plan(admin, {"back": declared("/back", blocked=False, keys=keys)})
+    assert told(made) == ["~ back/k: disable", "~ back: unblock"]
+
+
+def test_a_block_that_a_node_does_not_confirm_keeps_no_other_block(rig: Rig, admin: httpx.Client) -> None:
+    names = ("fire-a", "fire-b")
+    apply(admin, {name: declared(f"/{name}") for name in names})
+    rig.other_nodes.says = {"n2": "it is on fire"}
+    try:
+        lines = apply(admin, {name: declared(f"/{name}", "A", "B", blocked=True) for name in names})
+    finally:
+        rig.other_nodes.says = {}
+    assert [line.get("target", line.get("rule")) for line in lines[1:]] == ["fire-a", "fire-b", "not-confirmed"]
+    assert all(admin.get(f"/v1/stores/{name}").json()["blocked"] for name in names)
+
+
 def test_another_label_is_a_new_version_and_an_old_one_is_refused(admin: httpx.Client) -> None:
     first = {"versioned": declared("/versioned", keys={"k": {"label": "v-1", "create": True}})}
     second = {"versioned": declared("/versioned", keys={"k": {"label": "v-2", "create": True}})}

@@ -69,6 +69,44 @@ def test_a_body_that_cannot_be_read_is_refused(admin: httpx.Client, body: bytes,
     is_problem(admin.post("/v1/stores", content=body, headers={"Content-Type": "application/json"}), 422, rule)
 
 
+def test_a_query_parameter_with_a_slip_is_refused_and_nothing_is_done(admin: httpx.Client) -> None:
+    admin.post("/v1/stores", json={"name": "kept", **LOCAL})
+    document = is_problem(admin.delete("/v1/stores/kept?dryrun=true"), 422, "parameter-unknown")
+    assert (document["field"], document["next"]) == ("dryrun", "Those that there are: dry_run")
+    assert "did you mean 'dry_run'?" in str(document["detail"])
+    assert admin.get("/v1/stores/kept").status_code == 200
+    is_problem(admin.get("/v1/stores?blockd=true"), 422, "parameter-unknown")
+    is_problem(admin.post("/v1/stores/kept/block?reason=drill"), 422, "parameter-unknown")
+
+
+@pytest.mark.parametrize("member", ["max_credentials", "rotate_credential_days", "stale_after_s"])
+@pytest.mark.parametrize("value", [True, "12", 12.0])
+def test_what_is_no_whole_number_is_refused(admin: httpx.Client, member: str, value: object) -> None:
+    document = is_problem(admin.post("/v1/stores", json={"name": "s", **LOCAL, member: value}), 422, "field-invalid")
+    assert document["field"] == member
+
+
+def test_what_is_wrong_with_a_list_or_an_object_is_said_in_the_words_of_json(admin: httpx.Client) -> None:
+    wrong = {"name": "s", **LOCAL, "tags": 1, "allowed_principals": 1, "credentials": ["x"]}
+    errors = is_problem(admin.post("/v1/stores", json=wrong), 422, "field-invalid")["errors"]
+    assert isinstance(errors, list)
+    assert {error["field"]: error["problem"] for error in errors} == {
+        "tags": "must be a JSON object",
+        "allowed_principals": "must be a list",
+        "credentials.0": "it must be a JSON object",
+    }
+    many = admin.post("/v1/stores", json={"name": "s", **LOCAL, "tags": {str(number): "" for number in range(60)}}).json()
+    assert many["detail"] == "tags: it must have at most 50 items, not more"
+
+
+@pytest.mark.parametrize("path", ["/v1/stores/{}/credentials", "/v1/stores/{}/block", "/v1/stores/{}/keys/k/rotate"])
+@pytest.mark.parametrize("name", ["absent", "a" * 5000, "%00"])
+def test_what_does_not_exist_is_not_found_whatever_its_name(admin: httpx.Client, path: str, name: str) -> None:
+    document = is_problem(admin.post(path.format(name)), 404, "no-such-object")
+    assert document["next"] == "`xksfast store list` shows those that there are"
+    assert len(str(document["detail"])) < 300
+
+
 def test_all_wrong_members_are_named_at_once(admin: httpx.Client) -> None:
     document = is_problem(admin.post("/v1/stores", json={"name": "", "region": 7, "colour": "blue"}), 422, "field-invalid")
     errors = document["errors"]

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.admin.api.rig import Rig
+from xksfast.errors import OperatorError
 
 LOCAL = {"region": "us-east-1", "key_source": "local"}
 
@@ -101,6 +102,33 @@ def test_block_says_who_confirmed_and_who_did_not(rig: Rig, admin: httpx.Client)
     assert admin.post("/v1/stores/halted/block").status_code == 200  # without a body, and again
     assert admin.post("/v1/stores/halted/unblock").json()["pending"] == []
     assert admin.get("/v1/stores/halted").json()["blocked"] is False
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_node_that_hears_no_message_confirms_by_the_log(
+    rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    name = f"unheard-{silent}"
+    new_store(admin, name)
+    asked: list[int] = []
+
+    async def not_heard(node: str, _: object) -> None:
+        if silent:
+            await asyncio.sleep(60)
+        raise OperatorError("it is starting")
+
+    async def restricted(node: str, seq: int) -> None:
+        asked.append(seq)
+        if node == "n3":
+            raise OperatorError("it follows no log")
+
+    monkeypatch.setattr(rig.other_nodes, "tell_block", not_heard)
+    monkeypatch.setattr(rig.other_nodes, "restricted", restricted)
+    monkeypatch.setattr(rig.other_nodes, "says", {"n2": "", "n3": ""})
+    answer = admin.post(f"/v1/stores/{name}/block").json()
+    assert {each["node"] for each in answer["confirmed"]} == {"n1", "n2"}
+    assert answer["pending"] == [f"n3: {'no answer in time' if silent else 'it is starting'}"]
+    assert asked == [rig.read(lambda state: state.seq)] * 2
 
 
 def test_every_node_is_asked_at_the_same_time_when_a_block_ends(

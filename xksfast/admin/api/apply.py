@@ -12,8 +12,9 @@ from xksfast.admin.api import streams
 from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import BEARER, AdminRoute, answer
-from xksfast.admin.applying import carry_out, check_rights, check_sight, make_source_keys
+from xksfast.admin.applying import carry_out, check_rights, check_sight, steps_of
 from xksfast.admin.declaration import ApplyRequest, Plan, plan_of
+from xksfast.admin.refusals import Refused
 
 router = APIRouter(prefix="/v1/apply", tags=["apply"], route_class=AdminRoute, dependencies=[BEARER])
 
@@ -78,7 +79,9 @@ async def plan(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Respons
     },
 )
 async def apply(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Response:
-    """Stops at the first step that is refused. May be asked for again: what is so already stays so."""
+    """Stops at the first step that is refused, but for blocks: those come first, and one that a node does not confirm does not keep the
+    others. May be asked for again: what is so already stays so.
+    """
     check_sight(actor, request)
     made = _plan(parts, request)
     check_rights(actor, made)
@@ -86,11 +89,22 @@ async def apply(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Respon
 
     async def work(tell: streams.Tell) -> dict[str, Any]:
         tell({"event": "plan", "steps": len(made.steps)})
-        await make_source_keys(parts.service, actor, made)
-        for number, step in enumerate(made.steps, 1):
+        number, refused = 0, None
+        async for step in steps_of(parts.service, actor, made):
+            if refused is not None and not step.blocks:
+                break
+            number += 1
             tell({"event": "begin", "number": number, "target": step.target, "what": step.what})
-            await carry_out(parts.service, actor, step)
-            tell({"event": "done", "number": number})
+            try:
+                await carry_out(parts.service, actor, step)
+            except Refused as refusal:
+                if not step.blocks:
+                    raise
+                refused = refused or refusal
+            else:
+                tell({"event": "done", "number": number})
+        if refused is not None:
+            raise refused
         return {"event": "end", "done": len(made.steps)}
 
     return streams.streamed(parts, work)

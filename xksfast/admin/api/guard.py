@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xksfast.admin.api import problems
-from xksfast.log import Log
+from xksfast.log import Log, frames_of
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_APPLY_BYTES = 16 * 1024 * 1024
@@ -59,7 +58,7 @@ class Guard:
             else:
                 await self._app(scope, _bounded(receive, limit, words), send_marked)
         except Exception as error:
-            self._log.error("request_failed", request_id=request_id, problem=type(error).__name__, where=where(error))
+            self._log.error("request_failed", request_id=request_id, problem=type(error).__name__, where=frames_of(error))
             if not status:
                 await problems.of_internal_error()(scope, receive, send_marked)
             else:
@@ -110,11 +109,3 @@ def _bounded(receive: Receive, limit: int, words: str) -> Receive:
         return message
 
     return bounded
-
-
-def where(error: BaseException) -> list[str]:
-    """ "file:line function" of each frame, the innermost last."""
-    return [
-        f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)[-8:]
-    ]

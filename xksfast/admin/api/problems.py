@@ -49,6 +49,14 @@ _TITLES = {
     500: "Internal error",
     503: "Unavailable",
 }
+_WORDS = {  # who sends JSON knows no tuples
+    "should ": "must ",
+    "valid tuple": "list",
+    "valid dictionary": "JSON object",
+    "Tuple must": "it must",
+    "Dictionary must": "it must",
+    " after validation": "",
+}
 _PARTS = ("body", "query", "path", "header")
 
 
@@ -200,9 +208,8 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
         case "extra_forbidden":
             return FieldProblem(field=name, problem="there is no such member", rule="field-unknown")
         case "model_attributes_type":
-            return FieldProblem(
-                field=name, problem="it must be a JSON object, sent as Content-Type: application/json", rule="field-invalid"
-            )
+            sent = "" if name else ", sent as Content-Type: application/json"
+            return FieldProblem(field=name, problem=f"it must be a JSON object{sent}", rule="field-invalid")
         case _:
             return FieldProblem(field=name, problem=_plain(str(error["msg"])), rule="field-invalid")
 
@@ -210,7 +217,9 @@ def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
 def _plain(message: str) -> str:
     """pydantic's words as part of a sentence of ours."""
     words = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-    return words.replace("should be", "must be").replace("should match", "must match").replace("should have", "must have")
+    for theirs, ours in _WORDS.items():
+        words = words.replace(theirs, ours)
+    return words
 
 
 def install(app: FastAPI) -> None:

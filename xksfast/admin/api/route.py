@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query as QueryParameter
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -17,6 +19,7 @@ from xksfast.admin.api import replays
 from xksfast.admin.refusals import Refused, Repeated
 from xksfast.state.projection import State
 from xksfast.state.store import Once
+from xksfast.toml_reader import nearest
 
 # Only for the description: the route itself authenticates, before the body is read.
 BEARER = Depends(HTTPBearer(auto_error=False, scheme_name="token", description="The token of an operator: xkt_…"))
@@ -37,6 +40,8 @@ class AdminRoute(APIRoute):
         """Authenticate, then what FastAPI does; a POST that may be repeated is carried out once."""
         original = super().get_route_handler()
         repeatable = "asked" in inspect.signature(self.endpoint).parameters
+        known = get_flat_params(self.dependant)
+        parameters = {one.alias for one in known if isinstance(one.field_info, QueryParameter)}
 
         async def handle(request: Request) -> Response:
             parts = request.app.state.parts
@@ -44,6 +49,7 @@ class AdminRoute(APIRoute):
             actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
             request.state.actor = actor
             request.state.asked = None
+            _refuse_unknown(parameters, request.query_params)
             given = request.headers.get("idempotency-key") if repeatable else None
             if given is None:
                 return await original(request)
@@ -66,6 +72,22 @@ class AdminRoute(APIRoute):
                     return _replayed(*former)
 
         return handle
+
+
+def _refuse_unknown(parameters: Collection[str], given: Iterable[str]) -> None:
+    """One that is overlooked changes what is asked for: "dryrun=true" would delete, and a filter with a slip would show all."""
+    for name in given:
+        if name not in parameters:
+            raise Refused(
+                "invalid",
+                "parameter-unknown",
+                f"There is no query parameter {name[:100]!r} here{nearest(name[:100], parameters)}",
+                why="Nothing was done, since it may be a slip of one that matters",
+                next=f"Those that there are: {', '.join(sorted(parameters))}"
+                if parameters
+                else "Leave it out: there are none here",
+                field=name[:100],
+            )
 
 
 def _replayed(status: int, body: bytes) -> Response:

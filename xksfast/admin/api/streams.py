@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 from fastapi.responses import StreamingResponse
 
-from xksfast.admin.api.guard import where
 from xksfast.admin.api.parts import Parts
 from xksfast.admin.api.problems import status_and_rule
 from xksfast.errors import OperatorError
+from xksfast.log import frames_of
 
 MEDIA_TYPE = "application/x-ndjson"
 
@@ -35,7 +35,7 @@ def streamed(parts: Parts, work: Callable[[Tell], Awaitable[dict[str, Any]]]) ->
             status, rule = status_and_rule(error)
             lines.put_nowait({"event": "failed", "status": status, "rule": rule, "detail": str(error)})
         except Exception as error:
-            parts.log.error("request_failed", problem=type(error).__name__, where=where(error))
+            parts.log.error("request_failed", problem=type(error).__name__, where=frames_of(error))
             lines.put_nowait(
                 {"event": "failed", "status": 500, "rule": "internal-error", "detail": "This is a fault of the proxy"}
             )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A local copy that cannot be written is told once, stays a problem of the node, and is written when it can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.admin.api.rig import Rig
+from tests.admin.api.test_stores import new_store
+from xksfast.admin.copying import Copying
+from xksfast.log import Log
+from xksfast.state.local_copy import read_position
+
+
+def test_a_copy_that_cannot_be_written_is_a_problem_until_it_can(
+    rig: Rig, admin: httpx.Client, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "state"
+    directory.touch()  # no directory, so nothing can be written in it
+    copying = Copying(directory / "copy.jsonl", rig._run, Log("test"))
+
+    def write() -> bool:
+        secrets = rig._secrets
+        return rig.call(copying.write(rig.store, rig.database, secrets, lambda: rig.sealer))
+
+    assert not write()
+    told = copying.problem
+    assert "copy.jsonl cannot be written: Not a directory" in told
+    assert "make it writable" in told
+    new_store(admin, "copied")
+    assert not write()
+    assert copying.problem == told
+    directory.unlink()
+    directory.mkdir()
+    assert write()
+    assert (copying.problem, copying.seq) == ("", rig.read(lambda state: state.seq))
+    assert read_position(copying.file) == (copying.seq, rig.read(lambda state: state.head))
+    assert not write()  # there is nothing new
+    events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
+    assert [event for event in events if "copy" in event] == ["local_copy_not_written", "local_copy_written_again"]
