@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenario.nodes import Deployment, deployment
+from tests.scenario.nodes import Deployment, Node, deployment
 from tests.scenario.trouble import (
     Scene,
     api,
@@ -26,6 +26,7 @@ from tests.scenario.trouble import (
     small_file_system,
 )
 from tests.servers import wait_until
+from xksfast.secret_file import write_secret_file
 
 pytestmark = pytest.mark.skipif(not may_mount(), reason="a file system of its own can be mounted by root only")
 
@@ -106,6 +107,7 @@ def test_a_file_system_without_room_is_named_and_nothing_is_half_written(single:
 @pytest.mark.timeout(300)
 def test_a_file_system_that_is_read_only_is_named_and_the_copy_is_served(single: Single) -> None:
     with single.restart():
+        declare_late_store(single.node)
         read_only(single.room, True)
     try:
         assert "mounted read-only: mount it for writing" in logged(single.node, "local_copy_served")[0]["why"]
@@ -120,8 +122,24 @@ def test_a_file_system_that_is_read_only_is_named_and_the_copy_is_served(single:
             assert "mounted read-only" in err
             read_only(single.room, False)
             single.block_is_recorded_and_ends("k1")
+            with api(single.proxies) as client:  # what a node was to apply at its start, it applies when it can
+                wait_until(lambda: client.get("/v1/stores/late").status_code == 200, "applied", 20)
     finally:
         read_only(single.room, False)
+
+
+def declare_late_store(node: Node) -> None:
+    """A key store that the node makes at its next start, or as soon after it as it can."""
+    write_secret_file(node.directory / "late.secret", b"S" * 43)
+    file = node.directory / "declared.toml"
+    file.write_text(
+        '[key_stores.late]\nregion = "us-east-1"\nuri_path_prefix = "/late"\nkey_source = "local"\n'
+        f'[[key_stores.late.credentials]]\naccess_key_id = "{"L" * 20}"\nsecret_access_key_file = "late.secret"\n'
+    )
+    before = node.config.read_text()
+    after = before.replace('["state"]\n', f'["state"]\napply = "{file}"\n')
+    assert after != before
+    node.config.write_text(after)
 
 
 @pytest.mark.timeout(300)

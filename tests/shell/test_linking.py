@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.admin.api.test_stores import LOCAL
 from tests.fake_kms import FakeKms, Host
 from tests.fix_aws import ENDPOINT, HOST
 from tests.servers import running_dev
@@ -47,6 +50,17 @@ def run(ready: dict[str, Any], fake_kms: FakeKms, monkeypatch: pytest.MonkeyPatc
         return code, json.loads(said.out) if said.out else None, said.err
 
     return run
+
+
+@pytest.mark.parametrize("action", ["connect", "disconnect"])
+def test_what_cannot_be_connected_is_refused_before_an_answer_begins(ready: dict[str, Any], action: str) -> None:
+    headers = {"authorization": f"Bearer {ready['admin_token']}"}
+    trust = ssl.create_default_context(cafile=ready["ca_file"])
+    with httpx.Client(base_url=ready["admin_url"], headers=headers, verify=trust, trust_env=False, timeout=20) as client:
+        assert client.post(f"/v1/stores/absent/{action}").status_code == 404
+        assert client.post("/v1/stores", json={"name": "bare", "uri_path_prefix": "/bare", **LOCAL}).status_code in (201, 409)
+        refused = client.post(f"/v1/stores/bare/{action}")
+    assert (refused.status_code, refused.json()["rule"]) == (409, "store-not-linked")
 
 
 def test_a_store_and_a_key_are_linked_connected_and_let_go(run: Run, fake_kms: FakeKms, ready: dict[str, Any]) -> None:

@@ -77,6 +77,10 @@ class Linking:
         await self._service.commit(actor, lambda state: Plan(changes=stores.set_link(state, name, link)))
         return self._service.store(actor, name)
 
+    def check_linked(self, actor: Actor, name: str) -> None:
+        """Refused unless the actor may have AWS connect and disconnect the store, and there is something to connect."""
+        self._linked(actor, name, "operate")
+
     async def connect_store(self, actor: Actor, name: str, progress: Progress, *, wait: bool = True) -> KeyStore:
         """Have AWS connect; minutes, as a rule. One that FAILED is disconnected first, as AWS wants it."""
         kms, store, store_id = self._linked(actor, name, "operate")

@@ -91,6 +91,7 @@ class Node:
         self._rest_refused = False
         self._linked: Linking | None = None
         self._away = False
+        self._to_apply = False  # what [state] apply names, when the database is there
 
     # --- start
 
@@ -176,13 +177,24 @@ class Node:
         if not self._away:
             await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
-            if self._config.state.apply:
-                from xksfast.admin.applying import apply_declared
-
-                await apply_declared(
-                    self.service, self._store, Path(self._config.state.apply), self._config.partition_groups, self._log
-                )
+            await self._apply_declared()
         self._publisher.serve(self._store.reading)
+
+    async def _apply_declared(self) -> None:
+        """What [state] apply names. OperatorError: the file cannot be read."""
+        if self._config.state.apply:
+            from xksfast.admin.applying import apply_declared
+
+            await apply_declared(
+                self.service, self._store, Path(self._config.state.apply), self._config.partition_groups, self._log
+            )
+
+    async def _apply_later(self) -> None:
+        """When the database, which was away at the start, is followed."""
+        try:
+            await self._apply_declared()
+        except OperatorError as error:
+            self._log.error("not_applied", problem=str(error))
 
     def _connect(self, known_seq: int) -> tuple[Database, Sealer]:
         """In the state thread. The first node of a new state makes its data key, under the write lock.
@@ -225,7 +237,7 @@ class Node:
         self._store.adopt(Loaded(known.objects, known.seq, known.head))
         self._secrets.adopt(known.secrets)
         self._copying.seq = known.seq
-        self._away = True
+        self._away = self._to_apply = True
         self._log.error("local_copy_served", seq=known.seq, why=str(why))
 
     async def _come_back(self) -> None:
@@ -354,6 +366,9 @@ class Node:
                 await asyncio.sleep(POLL_INTERVAL_S)
             else:
                 self._hearing.heard()
+                if self._to_apply:
+                    self._to_apply = False
+                    self._spawn(self._apply_later())
                 if events:
                     await self._say_alive()  # other nodes wait for our acknowledgement
 

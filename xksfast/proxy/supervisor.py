@@ -3,8 +3,8 @@
 
 Its life: bind -> control -> workers, one after the other -> ready when all serve -> drain. One after the other, so that a wrong
 PIN is tried once and not once a worker, and because SoftHSM 2.6 shows processes that start together no token, or one without a
-PIN; where there are no tokens, all others after the first at once. A child that dies is started again while the others go on; one that *refuses* is not, since a token locks after a few wrong
-PINs.
+PIN; where there are no tokens, all others after the first at once. A child that dies is started again while the others go on; one
+that *refuses* is not, since a token locks after a few wrong PINs.
 
 Why it accepts itself: KMS keeps a handful of long-lived connections, and SO_REUSEPORT hashes those unevenly for as long as they
 live. Here every connection goes, as a descriptor, to the worker with the fewest, so 8 over 2 workers end 4 : 4, and it costs

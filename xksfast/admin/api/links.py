@@ -90,8 +90,8 @@ async def link_store(store: str, request: StoreLinkRequest, parts: PartsIn, acto
 )
 async def connect_store(store: str, parts: PartsIn, actor: ActorIn, wait: bool = True) -> Response:
     """Minutes, as a rule. One that FAILED is disconnected first."""
-    actor.require("operate", store)
     linking = _linking(parts)
+    linking.check_linked(actor, store)
     return _followed(parts, lambda progress: linking.connect_store(actor, store, progress, wait=wait))
 
 
@@ -103,8 +103,8 @@ async def connect_store(store: str, parts: PartsIn, actor: ActorIn, wait: bool =
 )
 async def disconnect_store(store: str, parts: PartsIn, actor: ActorIn, wait: bool = True) -> Response:
     """From then on AWS refuses to use its keys."""
-    actor.require("operate", store)
     linking = _linking(parts)
+    linking.check_linked(actor, store)
     return _followed(parts, lambda progress: linking.disconnect_store(actor, store, progress, wait=wait))
 
 
