@@ -42,6 +42,7 @@ from bench.speed import NGINX_PORT, Row, closed, failed
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = 3
+START_FIGURE, NGINX_FIGURE = "s from the start to serving all, one core", "CPU us/request"
 CHANGES = 40
 ROUNDS = 4
 PAIRS = 12  # of a time with and a time without administration
@@ -89,11 +90,11 @@ def large(bench: Bench, *, workers: int = 1, cores: str = str(SERVER_CORE)) -> I
 def start(bench: Bench) -> list[Row]:
     """Seconds on one core and on both, alternating; MiB of a worker and of the process that administers."""
     name = f"{bench.size.stores:,} stores, {bench.size.keys:,} keys, {bench.size.credentials:,} credentials"
-    one = Row(name, "s from the start to serving all, one core", at_most=5)
+    one = Row(name, START_FIGURE, at_most=5)
     both = Row(name, "s from the start to serving all, both cores", at_most=5)
     worker = Row(name, "MiB of a worker", at_most=250)
     control = Row(name, "MiB of the control process")
-    yardstick = Row("nginx return 200, between the starts", "CPU us/request")
+    yardstick = Row("nginx return 200, between the starts", NGINX_FIGURE)
     for _ in range(STARTS):
         for ready, cores in ((one, str(SERVER_CORE)), (both, BOTH_CORES)):
             with large(bench, cores=cores) as node:

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import micro_engine, pictures
+from bench.administration import NGINX_FIGURE, PARTS, START_FIGURE
 from xksfast._version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 YARDSTICK_US = 7.4
-PARTS_OF_ADMINISTRATION = ("start", "change", "cost", "beside", "block")
-START_FIGURE, NGINX_FIGURE = "s from the start to serving all, one core", "CPU us/request"
 
 
 def conditions() -> dict[str, str]:
@@ -202,7 +201,7 @@ def administration() -> list[str]:
         return lines + _absent(".venv/bin/python -m bench.administration")
     rows = [
         [row["case"], row["figure"], float(row["value"]), _goal(row), _verdict(row["held"])]
-        for part in PARTS_OF_ADMINISTRATION
+        for part in PARTS
         for row in document.get(part, [])
     ]
     return [

@@ -3,17 +3,15 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 
-from xksfast.native.api cimport XKS_OK, xks_aes_gcm_key, xks_api, xks_secret_pages, xks_span, xks_status
+from xksfast.native.api cimport xks_aes_gcm_key, xks_api, xks_secret_pages, xks_span
 
 import os
 
 cimport cython
 
-from xksfast.errors import NativeError
-from xksfast.native.loader import STATUS_NAMES, api_address
+from xksfast.native.loader import api_address, check
 
 cdef const xks_api *API = <const xks_api *><uintptr_t>api_address
-
 
 
 cdef xks_span _span(const uint8_t[::1] data) noexcept:
@@ -21,12 +19,6 @@ cdef xks_span _span(const uint8_t[::1] data) noexcept:
     span.data = &data[0] if data.shape[0] else NULL
     span.len = data.shape[0]
     return span
-
-
-cdef int _check(xks_status status, str what) except -1:
-    if status != XKS_OK:
-        raise NativeError(f"{what}: {STATUS_NAMES.get(status, status)}")
-    return 0
 
 
 @cython.no_gc
@@ -42,7 +34,7 @@ cdef class AesGcmKey:
         cdef const uint8_t *data = API.secret_pages_view(<const xks_secret_pages *><uintptr_t>pages.address, slot)
         if data == NULL:
             raise IndexError(f"no secret slot {slot}")
-        _check(API.aes_gcm_key_new(data, &self._key), "AES key")
+        check(API.aes_gcm_key_new(data, &self._key), what="AES key")
 
     def __dealloc__(self):
         API.aes_gcm_key_free(self._key)
@@ -57,11 +49,12 @@ cdef class AesGcmKey:
         cdef uint8_t[::1] ciphertext = bytearray(len(plaintext) or 1)
         iv = os.urandom(12) if iv is None else iv
         status = API.aes_gcm_encrypt(self._key, _span(iv), _span(aad), _span(plaintext), &ciphertext[0], &tag[0])
-        _check(status, "encrypt")
+        check(status, what="encrypt")
         return iv, bytes(ciphertext[: len(plaintext)]), bytes(tag)
 
     def decrypt(self, bytes iv not None, bytes ciphertext not None, bytes tag not None, bytes aad not None):
         """The plaintext; NativeError "not authentic" when anything was changed."""
         cdef uint8_t[::1] plaintext = bytearray(len(ciphertext) or 1)
-        _check(API.aes_gcm_decrypt(self._key, _span(iv), _span(aad), _span(ciphertext), _span(tag), &plaintext[0]), "decrypt")
+        status = API.aes_gcm_decrypt(self._key, _span(iv), _span(aad), _span(ciphertext), _span(tag), &plaintext[0])
+        check(status, what="decrypt")
         return bytes(plaintext[: len(ciphertext)])

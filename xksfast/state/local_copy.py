@@ -115,7 +115,7 @@ def read_copy(path: Path) -> tuple[LocalCopy, bytes, bytes] | None:
                 secrets.append(msgspec.json.decode(entry.body, type=SealedSecret))
             else:
                 objects.append((decode_object(entry.kind, bytes(entry.body)), entry.seq))
-    except (msgspec.MsgspecError, KeyError, ValueError, IndexError) as error:
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise _damaged(path, error) from error
     return LocalCopy(header.seq, header.head, header.data_keys, objects, secrets), mac, hashlib.sha256(body).digest()
 

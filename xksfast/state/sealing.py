@@ -120,17 +120,15 @@ class Sealer:
         of_key: dict[str, list[int]] = {}
         for slot, row in rows.items():
             of_key.setdefault(row.data_key_id, []).append(slot)
-        for slots in of_key.values():
+        for data_key_id, slots in of_key.items():
+            key = self._keys.get(data_key_id)
+            if key is None:
+                problems.update((slot, _has_no_data_key(rows[slot])) for slot in slots)
+                continue
             together = [rows[slot] for slot in slots]
-            try:
-                key = self._key_of(together[0])
-            except SealError:
-                failed: Sequence[int] = slots
-            else:
-                contexts = [_context(row.id, row.purpose, row.version) for row in together]
-                failed = seal_open_all(key, contexts, [row.sealed for row in together], pages, slots)
-            for slot in failed:
-                problems[slot] = self._why_not(rows[slot])
+            contexts = [_context(row.id, row.purpose, row.version) for row in together]
+            failed = seal_open_all(key.secret, contexts, [row.sealed for row in together], pages, slots)
+            problems.update((slot, _does_not_open(rows[slot])) for slot in failed)
         return problems
 
     def derive_signing_keys(
@@ -146,18 +144,8 @@ class Sealer:
     def _key_of(self, row: SealedSecret) -> Secret:
         key = self._keys.get(row.data_key_id)
         if key is None:
-            raise SealError(
-                f"secret {row.id!r} ({row.purpose}) is sealed under the data key {row.data_key_id!r}, which the state does not have: "
-                "restore the state from a backup"
-            )
+            raise _has_no_data_key(row)
         return key.secret
-
-    def _why_not(self, row: SealedSecret) -> SealError:
-        try:
-            self._key_of(row)
-        except SealError as error:
-            return error
-        return _does_not_open(row)
 
     # --- MACs
 
@@ -201,6 +189,13 @@ class Sealer:
 def _context(id: str, purpose: Purpose, version: int) -> str:
     """What a row is bound to. The id is the only free part, and the last."""
     return f"xksfast|secrets|{purpose}|{version}|{id}"
+
+
+def _has_no_data_key(row: SealedSecret) -> SealError:
+    return SealError(
+        f"secret {row.id!r} ({row.purpose}) is sealed under the data key {row.data_key_id!r}, which the state does not have: "
+        "restore the state from a backup"
+    )
 
 
 def _does_not_open(row: SealedSecret) -> SealError:
