@@ -46,7 +46,7 @@ def snippet(service: Service, actor: Actor, name: str, request: SnippetRequest) 
     """With a placeholder where the secret belongs."""
     actor.require("read", name)
     store, keys = _chosen(service, actor, name, request)
-    newest = newest_credential(service.list_credentials(actor, name))
+    newest = newest_credential(service.list_credentials(actor, name).values())
     return _made(store, keys, request, ProxyCredential(newest.access_key_id, PLACEHOLDER), issued=False)
 
 
@@ -83,7 +83,8 @@ def topology(
     actor.require("read", name)
     store = _with_connectivity(service.store(actor, name), connectivity)
     way = Topology.of(store, certificate)
-    return way, examine(way, [other for other in service.list_stores(actor) if other.name != name])
+    ours = service.list_stores(actor)
+    return way, examine(way, [ours[other] for other in sorted(ours) if other != name])
 
 
 def _chosen(service: Service, actor: Actor, name: str, request: SnippetRequest) -> tuple[KeyStore, list[Key]]:
@@ -91,7 +92,7 @@ def _chosen(service: Service, actor: Actor, name: str, request: SnippetRequest) 
     store = _with_connectivity(service.store(actor, name), request.connectivity)
     if request.keys:
         return store, [service.key(actor, name, key) for key in dict.fromkeys(request.keys)]
-    keys = [key for key in service.list_keys(actor, name) if key.link is None]
+    keys = [key for key in service.list_keys(actor, name).values() if key.link is None]
     if len(keys) > MAX_KEYS:
         raise Refused(
             "conflict",

@@ -112,7 +112,7 @@ class Linking:
         seen = await _in_thread(lambda: _or_none(lambda: kms.describe_store(store_id)))
         link = sync_store(store, seen, self._service.credentials_of(name), now=_now())
         await self._service.commit(actor, lambda state: Plan(changes=stores.set_link(state, name, link)))
-        for key in self._service.list_keys(actor, name):
+        for key in self._service.list_keys(actor, name).values():
             if key.link is not None:
                 await self._follow(actor, kms, key, key.link.key_arn)
         return self._service.store(actor, name)
@@ -146,7 +146,8 @@ class Linking:
     async def find_unlinked(self, actor: Actor, connection: str) -> list[Unlinked]:
         """Custom key stores in AWS that were made by hand for one of our stores."""
         kms = self._kms(connection)
-        ours = self._service.list_stores(actor)
+        granted = self._service.list_stores(actor)
+        ours = [granted[name] for name in sorted(granted)]
         credentials = [credential for store in ours for credential in self._service.credentials_of(store.name)]
         seen = await _in_thread(kms.stores)
         return find_unlinked(ours, seen, credentials, region=kms.connection.region)
@@ -183,7 +184,7 @@ class Linking:
     async def link_found_keys(self, actor: Actor, store: str) -> list[Key]:
         """Take over every KMS key that was made by hand for one of our keys."""
         kms, linked, store_id = self._linked(actor, store, "operate")
-        ours = self._service.list_keys(actor, store)
+        ours = list(self._service.list_keys(actor, store).values())
         seen = await _in_thread(lambda: list(kms.keys_of_store(store_id)))
         found = unlinked_keys(ours, seen)
         for key, kms_key in found:

@@ -160,11 +160,12 @@ class Service:
         with self._store.reading() as state:
             return find_store(state, name)
 
-    def list_stores(self, actor: Actor) -> list[KeyStore]:
+    def list_stores(self, actor: Actor) -> dict[str, KeyStore]:
         """All that the actor is granted, by name."""
         actor.require("read")
         with self._store.reading() as state:
-            return sorted((s for s in state.key_stores.values() if actor.may_see(s.name)), key=lambda s: s.name)
+            all_ = state.key_stores
+            return {name: all_[name] for name in actor.stores if name in all_} if actor.stores else dict(all_)
 
     # --- credentials
 
@@ -201,12 +202,12 @@ class Service:
 
         await self.commit(actor, plan, dry_run=dry_run)
 
-    def list_credentials(self, actor: Actor, store: str) -> list[Credential]:
-        """Oldest first."""
+    def list_credentials(self, actor: Actor, store: str) -> dict[str, Credential]:
+        """Of one store, by access key id, oldest first."""
         actor.require("read", store)
         with self._store.reading() as state:
             find_store(state, store)
-            return list(state.credentials_of(store).values())
+            return dict(state.credentials_of(store))
 
     # --- keys
 
@@ -298,12 +299,12 @@ class Service:
         with self._store.reading() as state:
             return find_key(state, store, external_key_id)
 
-    def list_keys(self, actor: Actor, store: str) -> list[Key]:
-        """Of one store, in the order of their making."""
+    def list_keys(self, actor: Actor, store: str) -> dict[str, Key]:
+        """Of one store, by external key id."""
         actor.require("read", store)
         with self._store.reading() as state:
             find_store(state, store)
-            return list(state.keys_of(store).values())
+            return dict(state.keys_of(store))
 
     # --- operators and AWS connections
 
@@ -325,11 +326,11 @@ class Service:
         actor.require("manage")
         await self._change(actor, lambda state: operators.delete(state, name, now=_now()), revision, dry_run=dry_run)
 
-    def list_operators(self, actor: Actor) -> list[Operator]:
-        """By name."""
+    def list_operators(self, actor: Actor) -> dict[str, Operator]:
+        """All of them, by name."""
         actor.require("read")
         with self._store.reading() as state:
-            return sorted(state.operators.values(), key=lambda operator: operator.name)
+            return dict(state.operators)
 
     async def create_connection(self, actor: Actor, request: ConnectionCreate, once: Once | None = None) -> AwsConnection:
         """How to reach AWS KMS."""
@@ -343,11 +344,11 @@ class Service:
         actor.require("manage")
         await self._change(actor, lambda state: operators.delete_connection(state, name), revision, dry_run=dry_run)
 
-    def list_connections(self, actor: Actor) -> list[AwsConnection]:
-        """By name."""
+    def list_connections(self, actor: Actor) -> dict[str, AwsConnection]:
+        """All of them, by name."""
         actor.require("read")
         with self._store.reading() as state:
-            return sorted(state.aws_connections.values(), key=lambda connection: connection.name)
+            return dict(state.aws_connections)
 
     def connection(self, name: str) -> AwsConnection:
         """By name, for linking."""

@@ -54,7 +54,7 @@ class Upkeep:
     async def sync_with_aws(self) -> None:
         """Every linked store; new drift is logged."""
         actor = system_actor("sync")
-        for store in self._service.list_stores(actor):
+        for store in self._service.list_stores(actor).values():
             if store.link is None:
                 continue
             try:

@@ -23,6 +23,7 @@ from xksfast.admin.api.route import (
 from xksfast.admin.api.views import ConnectionView, Page, connection_view
 from xksfast.admin.refusals import no_such
 from xksfast.admin.requests import ConnectionCreate
+from xksfast.state.objects import AwsConnection
 from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
 
@@ -55,19 +56,19 @@ async def list_connections(
     region: Filter = "",
 ) -> Response:
     """By name."""
-    found = [
-        each
-        for each in parts.service.list_connections(actor)
-        if each.name.startswith(name_prefix) and region in ("", each.region)
-    ]
+
+    def wanted(connection: AwsConnection) -> bool:
+        return connection.name.startswith(name_prefix) and region in ("", connection.region)
+
+    found = parts.service.list_connections(actor)
     with parts.reading() as state:
-        return page(request, found, lambda each: each.name, lambda each: connection_view(state, each), limit, cursor)
+        return page(request, found, lambda each: connection_view(state, each), limit, cursor, wanted)
 
 
 @router.get("/{name}", response_model=ConnectionView, summary="Show an AWS connection", responses=documented(404))
 async def get_connection(name: str, parts: PartsIn, actor: ActorIn) -> Response:
     """One of them."""
-    found = {connection.name: connection for connection in parts.service.list_connections(actor)}
+    found = parts.service.list_connections(actor)
     if name not in found:
         raise no_such("AWS connection", name, nearest(name, found))
     with parts.reading() as state:

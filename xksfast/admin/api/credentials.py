@@ -51,9 +51,7 @@ async def list_credentials(
     found = parts.service.list_credentials(actor, store)
     used = await parts.used(store)
     with parts.reading() as state:
-        return page(
-            request, found, lambda each: each.access_key_id, lambda each: credential_view(state, each, used), limit, cursor
-        )
+        return page(request, found, lambda each: credential_view(state, each, used), limit, cursor)
 
 
 @router.delete(

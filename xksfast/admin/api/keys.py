@@ -54,17 +54,19 @@ async def list_keys(
     linked: Annotated[bool | None, Query()] = None,
 ) -> Response:
     """By external key id."""
-    found = [
-        key
-        for key in parts.service.list_keys(actor, store)
-        if key.external_key_id.startswith(name_prefix)
-        and enabled in (None, key.enabled)
-        and blocked in (None, key.blocked)
-        and linked in (None, key.link is not None)
-    ]
+
+    def wanted(key: Key) -> bool:
+        return (
+            key.external_key_id.startswith(name_prefix)
+            and enabled in (None, key.enabled)
+            and blocked in (None, key.blocked)
+            and linked in (None, key.link is not None)
+        )
+
+    found = parts.service.list_keys(actor, store)
     used = await parts.used(store)
     with parts.reading() as state:
-        return page(request, found, lambda key: key.external_key_id, lambda key: key_view(state, key, used), limit, cursor)
+        return page(request, found, lambda key: key_view(state, key, used), limit, cursor, wanted)
 
 
 @router.get("/{key}", response_model=KeyView, summary="Show a key", responses=documented(404))

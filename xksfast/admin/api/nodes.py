@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from xksfast.admin.api.paging import Cursor, Limit, page
-from xksfast.admin.api.parts import ActorIn, PartsIn
+from xksfast.admin.api.parts import ActorIn, NodeInfo, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import BEARER, AdminRoute
 from xksfast.admin.api.views import Page, View
@@ -36,13 +36,11 @@ class NodeView(View):
 async def list_nodes(request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = "") -> Response:
     """By name, with how far each of them is."""
     actor.require("read")
-    found = await parts.nodes()
 
-    def view(name: str) -> NodeView:
-        node = next(each for each in found if each.name == name)
+    def view(node: NodeInfo) -> NodeView:
         fields = asdict(node)
         return NodeView(
             **{key: value for key, value in fields.items() if key != "seq"}, behind=max(0, node.seq - node.applied_seq)
         )
 
-    return page(request, [node.name for node in found], lambda name: name, view, limit, cursor)
+    return page(request, {node.name: node for node in await parts.nodes()}, view, limit, cursor)

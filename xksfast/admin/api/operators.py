@@ -62,15 +62,19 @@ async def list_operators(
     request: Request, parts: PartsIn, actor: ActorIn, limit: Limit = 100, cursor: Cursor = "", name_prefix: Filter = ""
 ) -> Response:
     """By name."""
-    found = [operator for operator in parts.service.list_operators(actor) if operator.name.startswith(name_prefix)]
+
+    def wanted(operator: Operator) -> bool:
+        return operator.name.startswith(name_prefix)
+
+    found = parts.service.list_operators(actor)
     with parts.reading() as state:
-        return page(request, found, lambda each: each.name, lambda each: operator_view(state, each), limit, cursor)
+        return page(request, found, lambda each: operator_view(state, each), limit, cursor, wanted)
 
 
 @router.get("/v1/operators/{name}", response_model=OperatorView, summary="Show an operator", responses=documented(404))
 async def get_operator(name: str, parts: PartsIn, actor: ActorIn) -> Response:
     """Without its token."""
-    found = {operator.name: operator for operator in parts.service.list_operators(actor)}
+    found = parts.service.list_operators(actor)
     if name not in found:
         raise no_such("operator", name, nearest(name, found))
     with parts.reading() as state:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import heapq
-from collections.abc import Callable, Iterable
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from typing import Annotated, TypeVar
 from urllib.parse import urlencode
 
@@ -20,6 +21,8 @@ from xksfast.admin.refusals import Refused
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 
+_AnyPage = Page[SerializeAsAny[BaseModel]]  # made once: pydantic makes a class of it each time
+
 Thing = TypeVar("Thing")
 Shown = TypeVar("Shown", bound=BaseModel)
 
@@ -30,19 +33,20 @@ Filter = Annotated[str, Query(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 def page(
     request: Request,
-    things: Iterable[Thing],
-    name: Callable[[Thing], str],
+    things: Mapping[str, Thing],
     view: Callable[[Thing], Shown],
     limit: int,
     cursor: str,
+    wanted: Callable[[Thing], bool] = lambda _: True,
 ) -> Response:
-    """In the order of their names. view: for those on the page only."""
-    after = decode_cursor(cursor)
-    left = things if not cursor else (thing for thing in things if name(thing) > after)
-    found = heapq.nsmallest(limit + 1, left, key=name)
+    """In the order of their names, which they are given by. Nothing is asked of those that come after the page: there may be many."""
+    names = sorted(things)
+    first = bisect_right(names, decode_cursor(cursor)) if cursor else 0
+    left = (name for name in itertools.islice(names, first, None) if wanted(things[name]))
+    found = list(itertools.islice(left, limit + 1))
     more = len(found) > limit
     return page_answer(
-        request, [view(thing) for thing in found[:limit]], encode_cursor(name(found[limit - 1])) if more else None
+        request, [view(things[name]) for name in found[:limit]], encode_cursor(found[limit - 1]) if more else None
     )
 
 
@@ -52,7 +56,7 @@ def page_answer(request: Request, items: list[Shown], next_cursor: str | None) -
     if next_cursor is not None:
         rest = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
         headers["Link"] = f'<{request.url.path}?{urlencode([*rest, ("cursor", next_cursor)])}>; rel="next"'
-    return answer(Page[SerializeAsAny[BaseModel]](items=items, next=next_cursor), headers=headers)
+    return answer(_AnyPage(items=items, next=next_cursor), headers=headers)
 
 
 def encode_cursor(name: str) -> str:

@@ -96,13 +96,16 @@ class Parts:
         self.tasks: set[Any] = set()  # streams that go on when their client has gone
 
 
-def parts_of(request: Request) -> Parts:
+# Functions that routes depend on are coroutines: FastAPI sends all others through a thread, each on its own.
+
+
+async def parts_of(request: Request) -> Parts:
     """Those of the app."""
     parts: Parts = request.app.state.parts
     return parts
 
 
-def actor_of(request: Request) -> Actor:
+async def actor_of(request: Request) -> Actor:
     """Whom the route has authenticated before the body was read."""
     actor: Actor = request.state.actor
     return actor

@@ -110,7 +110,7 @@ _IdempotencyKey = Annotated[  # for asked_of alone: a route that took it by itse
 ]
 
 
-def asked_of(request: Request, idempotency_key: _IdempotencyKey = None) -> replays.Asked | None:
+async def asked_of(request: Request, idempotency_key: _IdempotencyKey = None) -> replays.Asked | None:
     """How the answer is kept; None: it came without a key. The key itself was looked at before the body was read."""
     asked: replays.Asked | None = request.state.asked
     return asked

@@ -89,9 +89,9 @@ async def list_stores(
             and linked in (None, store.link is not None)
         )
 
-    stores = [store for store in parts.service.list_stores(actor) if wanted(store)]
+    found = parts.service.list_stores(actor)
     with parts.reading() as state:
-        return page(request, stores, lambda store: store.name, lambda store: store_view(state, store), limit, cursor)
+        return page(request, found, lambda store: store_view(state, store), limit, cursor, wanted)
 
 
 @router.get("/{store}", response_model=StoreView, summary="Show a key store", responses=documented(404))
