@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Base64, hex, clock, hash, random, AAD, metadata, JSON: every input and output ends at an unmapped page. */
+/* Base64, hex, clock, slices, hash, random, AAD, metadata, JSON: every input and output ends at an unmapped page. */
 #include "check.h"
 #include "xks_aad.h"
 #include "xks_base64.h"
@@ -9,6 +9,8 @@
 #include "xks_json.h"
 #include "xks_metadata.h"
 #include "xks_random.h"
+#include "xks_schedule.h"
+#include <sched.h>
 #include <sys/wait.h>
 
 static void base64_round_trips_at_every_length(void)
@@ -185,6 +187,30 @@ static void json_is_scanned_within_its_bounds(void)
     }
 }
 
+static void a_slice_is_taken_where_the_kernel_knows_of_slices(void)
+{
+    uint64_t in_force = 1, kernels_own;
+    CHECK_STATUS(XKS_OK, xks_schedule_slice(0, 0, &kernels_own));
+    CHECK_STATUS(XKS_OK, xks_schedule_slice(0, 200000, &in_force));
+    CHECK(in_force == (kernels_own == 0 ? 0 : 200000));
+    CHECK_STATUS(XKS_OK, xks_schedule_slice(0, 1, &in_force));
+    CHECK(in_force == (kernels_own == 0 ? 0 : 100000));
+    CHECK_STATUS(XKS_OK, xks_schedule_slice(0, 0, &in_force));
+    CHECK(in_force == kernels_own);
+    CHECK_STATUS(XKS_NOT_FOUND, xks_schedule_slice(0x7ffffff0, 0, &in_force));
+    CHECK(in_force == 0);
+    if (fork() == 0) {
+        const struct sched_param none = {0};
+        in_force = 1;
+        int idle = sched_setscheduler(0, SCHED_IDLE, &none) == 0;
+        _exit(idle && xks_schedule_slice(0, 200000, &in_force) == XKS_OK && in_force == 0 && sched_getscheduler(0) == SCHED_IDLE
+                  ? 0
+                  : 1);
+    }
+    int status = -1;
+    CHECK(wait(&status) > 0 && status == 0);
+}
+
 int main(void)
 {
     RUN(base64_round_trips_at_every_length);
@@ -197,5 +223,6 @@ int main(void)
     RUN(the_sample_s_aad_is_composed_over_the_aad_itself);
     RUN(metadata_is_read_as_it_was_written_and_nothing_else_is_ours);
     RUN(json_is_scanned_within_its_bounds);
+    RUN(a_slice_is_taken_where_the_kernel_knows_of_slices);
     return 0;
 }

@@ -18,7 +18,7 @@ ROOMS = ["proxy", "ekm", "wire", "native", "errors"]
 
 # Layers of csrc/ from the bottom. A file includes headers of its own or a lower layer.
 C_LAYERS = [
-    ["xks_status", "xks_bytes", "xks_clock", "xks_base64", "xks_hex"],
+    ["xks_status", "xks_bytes", "xks_clock", "xks_schedule", "xks_base64", "xks_hex"],
     ["xks_hash", "xks_random", "xks_secret"],
     ["xks_sigv4", "xks_aad", "xks_metadata", "xks_aes_gcm", "xks_json", "xks_subkey", "xks_seal", "xks_tls"],
     ["xks_job"],

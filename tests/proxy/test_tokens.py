@@ -7,6 +7,7 @@ import base64
 import concurrent.futures
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ import pytest
 from tests.client import Client, b64
 from tests.servers import Process, wait_until
 from tests.setups import SOFTHSM, Faults, Setup
+from xksfast.native.schedule import set_slice
+from xksfast.proxy.worker import SLICE_US
 
 requirement = pytest.mark.requirement
 
@@ -57,6 +60,17 @@ def pkcs11_tool(setup: Setup, *arguments: str) -> None:
         check=True,
         capture_output=True,
     )
+
+
+def test_the_loop_and_the_engine_s_threads_have_short_slices(running) -> None:  # type: ignore[no-untyped-def]
+    process, _ = running
+    if not set_slice(0) or "se.slice" not in Path("/proc/self/sched").read_text():
+        pytest.skip("this kernel knows of no slices, or does not show them")
+    (worker,) = process.children("_worker")
+    slices = {int(task.name): (task / "sched").read_text() for task in Path(f"/proc/{worker}/task").iterdir()}
+    short = [thread for thread, text in slices.items() if re.search(rf"^se\.slice +: +{1000 * SLICE_US}$", text, re.MULTILINE)]
+    assert worker in short, "the loop"
+    assert len(short) >= 2, "and the one session's thread"
 
 
 @requirement(12, 114)

@@ -22,6 +22,7 @@ HEADERS = (
     "xks_status.h",
     "xks_bytes.h",
     "xks_clock.h",
+    "xks_schedule.h",
     "xks_base64.h",
     "xks_hex.h",
     "xks_hash.h",

@@ -26,9 +26,10 @@ from xksfast.config import Config, ProxyTls
 from xksfast.ekm.base import KeySource
 from xksfast.ekm.local import LocalKeys
 from xksfast.ekm.pkcs11 import TokenEngine
-from xksfast.errors import OperatorError
+from xksfast.errors import NativeError, OperatorError
 from xksfast.log import Log, RequestLog
 from xksfast.native.crypto import JobPool, RandomPool, harden_process
+from xksfast.native.schedule import set_slice
 from xksfast.native.tls import TlsContext
 from xksfast.proxy.connection import Connection
 from xksfast.proxy.connection_settings import ConnectionSettings
@@ -38,6 +39,7 @@ from xksfast.proxy.health import HealthMonitor
 from xksfast.proxy.pipeline import Pipeline
 from xksfast.proxy.worker_report import LoopLag, make_report
 
+SLICE_US = 100  # the shortest: requests take less, and whatever else computes on this machine makes them wait by less
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
@@ -123,6 +125,8 @@ class Worker:
         self._log = Log("worker", worker=start.worker)
         self._request_log = RequestLog(worker=start.worker)
         harden_process()
+        with contextlib.suppress(NativeError):  # a sandbox may forbid it
+            set_slice(SLICE_US)  # of the loop, and of the engine's threads, which it starts
         try:
             self._build(config)
         except OperatorError as error:
