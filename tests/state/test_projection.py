@@ -78,6 +78,16 @@ def test_keys_of_a_store_that_is_gone_use_no_source_key_until_it_is_made_again_e
     assert all_of(state) == all_of(loaded(state)) | {"position": (state.seq, state.head)}
 
 
+def test_objects_with_their_revisions_are_those_of_the_moment_of_asking() -> None:
+    first, second = a_key(external_key_id="first"), a_key(external_key_id="second")
+    state = folded(created(a_store()), created(first), created(second), removed(first), created(first))
+    expected = [(value, state.revision_of(value)) for value in state.objects()]
+    asked = state.with_revisions()
+    state.apply(events(state, removed(second), changed(first, a_key(external_key_id="first", enabled=False))))
+    assert list(asked) == expected
+    assert len(expected) == 3
+
+
 def test_two_stores_may_swap_their_prefixes_in_one_transaction() -> None:
     one, two = a_store("s1", uri_path_prefix="/a"), a_store("s2", uri_path_prefix="/b")
     swapped_one, swapped_two = a_store("s1", uri_path_prefix="/b"), a_store("s2", uri_path_prefix="/a")

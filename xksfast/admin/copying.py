@@ -40,8 +40,7 @@ class Copying:
 
         def write() -> int:
             with store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
-                objects = [(value, state.revision_of(value)) for value in state.objects()]
-                known = Loaded(objects, state.seq, state.head)
+                known = Loaded(state.with_revisions(), state.seq, state.head)
             write_copy(self.file, known, database.data_keys(), secrets.rows(), sealer())
             return known.seq
 

@@ -12,7 +12,8 @@ No event holds a secret. The events of one transaction take effect together.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -70,6 +71,11 @@ class Event(msgspec.Struct, frozen=True):
 def encode_object(value: Stored) -> bytes:
     """Compact JSON, the same bytes for equal objects."""
     return _encoder.encode(value)
+
+
+def encode_lines(values: Sequence[Any]) -> bytes:
+    """As encode_object, of objects and whatever holds them, a line each."""
+    return _encoder.encode_lines(values)
 
 
 def decode_object(kind: str, body: bytes | str) -> Stored:

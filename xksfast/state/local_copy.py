@@ -9,21 +9,22 @@ its objects can be read by who can read the file (0600).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from xksfast.errors import OperatorError
-from xksfast.state.events import decode_object, encode_object
+from xksfast.state.events import decode_object, encode_lines
 from xksfast.state.objects import Stored
 from xksfast.state.records import Loaded, SealedSecret, WrappedDataKey
 from xksfast.state.sealing import Sealer
 
 FORMAT = 1
+LINES_AT_ONCE = 1000  # other threads have their turn between two times
 MAC_LABEL = "xksfast local copy"
 _REMOVE = (
     "remove it; the node then needs the database to start, and where that was restored from an older backup, blocks made after it are "
@@ -57,26 +58,29 @@ class _Line(msgspec.Struct, frozen=True):
     body: msgspec.Raw
 
 
+class _WrittenLine(msgspec.Struct, frozen=True):
+    """A _Line with what its body is made of."""
+
+    kind: str
+    seq: int
+    body: Stored | SealedSecret
+
+
 def write_copy(
     path: Path, known: Loaded, data_keys: Iterable[WrappedDataKey], secrets: Iterable[SealedSecret], sealer: Sealer
 ) -> None:
     """On disk when this returns. OSError."""
-    encode = msgspec.json.encode
+    header = _Header(FORMAT, known.seq, known.head, list(data_keys))
+    objects = (_WrittenLine(value.kind, revision, value) for value, revision in known.objects)
+    lines = itertools.chain([header], objects, (_WrittenLine("secret", 0, row) for row in secrets))
     digest = hashlib.sha256()
     unfinished = path.with_suffix(".new")
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-
-        def line(value: Any) -> None:
-            data = encode(value) + b"\n"
+        while some := list(itertools.islice(lines, LINES_AT_ONCE)):
+            data = encode_lines(some)
             digest.update(data)
             file.write(data)
-
-        line(_Header(FORMAT, known.seq, known.head, list(data_keys)))
-        for value, revision in known.objects:
-            line(_Line(value.kind, revision, msgspec.Raw(encode_object(value))))
-        for row in secrets:
-            line(_Line("secret", 0, msgspec.Raw(encode(row))))
-        file.write(encode({"mac": sealer.mac(MAC_LABEL, digest.digest()).hex()}) + b"\n")
+        file.write(encode_lines([{"mac": sealer.mac(MAC_LABEL, digest.digest()).hex()}]))
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)

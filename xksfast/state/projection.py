@@ -7,6 +7,7 @@ apply is given only what is committed; a use case that is refused half way leave
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -199,6 +200,13 @@ class State:
         """Every object, stores before what belongs to them."""
         for table in self._tables.values():
             yield from table.values()
+
+    def with_revisions(self) -> Iterator[tuple[Stored, int]]:
+        """Every object with its revision_of, as they are now, however late they are read. What `load` takes."""
+        taken = [
+            (list(table.values()), list(map(self._revisions[kind].__getitem__, table))) for kind, table in self._tables.items()
+        ]
+        return itertools.chain.from_iterable(zip(values, revisions, strict=True) for values, revisions in taken)
 
     def _sources_of(self, key: Key) -> list[str]:
         """A key whose store is gone has none: stores go last, and a log that says otherwise must still fold."""

@@ -6,6 +6,7 @@ Structs, and not dataclasses: there may be a hundred thousand secrets, and a fro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -99,8 +100,11 @@ class Use(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """The whole state as of event `seq`: (object, seq of its last change) in the order of their making; head: that event's hash."""
+    """The whole state as of event `seq`: (object, seq of its last change) in the order of their making; head: that event's hash.
 
-    objects: list[tuple[Stored, int]]
+    objects: perhaps to be read only once.
+    """
+
+    objects: Iterable[tuple[Stored, int]]
     seq: int
     head: bytes
