@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -45,6 +46,40 @@ def cpu_seconds(pid: int) -> float:
     for task in Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def threads(pid: int) -> list[int]:
+    """Ids of the threads of a process."""
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keeps the two cores from going to sleep, by a loop on each that gives way to everything else (SCHED_IDLE).
+
+    A virtual CPU that sleeps must be woken by the hypervisor, in its own time.
+    """
+
+    def prepare(core: int) -> None:
+        os.sched_setaffinity(0, {core})
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=partial(prepare, core))
+        for core in (SERVER_CORE, CLIENT_CORE)
+    ]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def stolen_seconds() -> float:
+    """What the hypervisor took of all CPUs since the machine's start, while there was work for them: "steal" of /proc/stat."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) / TICKS_PER_S
 
 
 def resident_mib(pid: int) -> float:

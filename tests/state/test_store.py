@@ -7,10 +7,12 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,59 @@ def test_every_event_is_told_once_and_in_order_whoever_made_it(open_database: Op
     with pytest.raises(LookupError):
         two.transact(ALICE, _refuse)
     assert [(event.seq, event.node) for event in told] == [(1, "n1"), (2, "n2"), (3, "n1"), (4, "n1")]
+
+
+def test_polling_finds_what_others_committed_and_looks_no_further_when_it_was_nothing(
+    open_database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = opened(open_database(), "n1"), opened(database := open_database(), "n2")
+    looks = []
+    monkeypatch.setattr(database, "news", lambda seq: looks.append(seq) or Database.news(database, seq))
+    two.poll()
+    looks.clear()
+    assert two.poll() == two.poll() == []
+    assert len(looks) == (0 if database.version() is not None else 2)
+    one.transact(ALICE, put(a_store()))
+    assert [event.seq for event in two.poll()] == [1]
+    two.transact(ALICE, put(a_key()))
+    one.poll()
+    one.transact(ALICE, put(a_credential()))
+    assert [event.seq for event in two.poll()] == [3]
+    assert everything(two) == everything(one)
+
+
+def test_polling_that_failed_is_done_again(open_database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = opened(open_database(), "n1"), opened(database := open_database(), "n2")
+    two.poll()
+    one.transact(ALICE, put(a_store()))
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "news", _unavailable)
+        for _ in range(2):
+            with pytest.raises(StateUnavailable):
+                two.poll()
+    assert [event.seq for event in two.poll()] == [1]
+
+
+def test_polling_sees_that_another_file_has_the_database_s_name(tmp_path: Path) -> None:
+    file = tmp_path / "xksfast.db"
+    one = opened(Database.open(f"sqlite:///{file}"), "n1")
+    one.transact(ALICE, put(a_store()))
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(tmp_path / "older.db")) as older:
+        source.backup(older)
+    one.transact(ALICE, put(a_key()))
+    one.poll()
+    for beside in tmp_path.glob("xksfast.db-*"):
+        beside.unlink()
+    (tmp_path / "older.db").rename(file)
+    with pytest.raises(StateWentBack):
+        one.poll()
+    file.unlink()
+    with pytest.raises(StateUnavailable):
+        one.poll()
+
+
+def _unavailable(seq: int) -> None:
+    raise StateUnavailable("away")
 
 
 def _refuse(state: State) -> Plan:

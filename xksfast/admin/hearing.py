@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 
 from xksfast.log import Log
+from xksfast.state import rules
 from xksfast.state.errors import StateError, StateWentBack
 from xksfast.state.projection import State
 
@@ -77,6 +78,8 @@ class Hearing:
 
     def look_for_staleness(self, state: State) -> set[Target] | None:
         """The stores that are refused from now on, since they do not want to be served from old news; None: the same as before."""
+        if self.silent_s < rules.LEAST_STALE_AFTER_S and not self._stale:
+            return None
         stale = frozenset(
             store.name
             for store in state.key_stores.values()

@@ -357,7 +357,7 @@ class Node:
             try:
                 if self._away:
                     await self._come_back()
-                events = await self._run(self._store.catch_up)
+                events = await self._run(self._store.poll)
             except StateError as error:
                 self._hearing.not_heard(error)
                 await asyncio.sleep(POLL_INTERVAL_S)

@@ -54,7 +54,7 @@ class StoreCreate(Request):
     health_check_label: str = Field("", max_length=255)
     aad_scheme: Literal["xksfast", "aws-sample"] = "xksfast"
     on_stale: Literal["serve", "refuse"] = "serve"
-    stale_after_s: int = Field(900, ge=10, le=7 * 86400, strict=True)
+    stale_after_s: int = Field(900, ge=rules.LEAST_STALE_AFTER_S, le=7 * 86400, strict=True)
     tags: Tags = {}
     credentials: tuple[CredentialGiven, ...] = Field((), description="Absent: one is made, and its secret shown once.")
 
@@ -72,7 +72,7 @@ class StoreUpdate(Request):
     rotate_credential_days: Days | None = None
     allowed_principals: tuple[str, ...] | None = None
     on_stale: Literal["serve", "refuse"] | None = None
-    stale_after_s: int | None = Field(None, ge=10, le=7 * 86400, strict=True)
+    stale_after_s: int | None = Field(None, ge=rules.LEAST_STALE_AFTER_S, le=7 * 86400, strict=True)
     tags: Tags | None = None
 
 

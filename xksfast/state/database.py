@@ -90,6 +90,11 @@ class Database:
         with self.reading() as connection:
             return rows.hash_at(connection, seq), rows.head(connection), rows.events_since(connection, seq, limit)
 
+    def version(self) -> object | None:
+        """See Backend. For one thread at a time."""
+        with self.explained():
+            return self._backend.version()
+
     def events(
         self,
         *,

@@ -25,6 +25,7 @@ ENDPOINT_PATTERN = r"https://[a-z0-9][a-z0-9.-]*[a-z0-9]"
 MAX_REGION_CHARS = 32
 MAX_LABEL_BYTES = 255
 MAX_TAGS = 50
+LEAST_STALE_AFTER_S = 10
 
 API_PATH = "/kms/xks/v1"
 

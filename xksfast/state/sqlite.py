@@ -38,6 +38,7 @@ class SqliteBackend(Backend):
         self.description = f"SQLite database {self._path}"
         self._make_private(create)
         self.engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, hide_parameters=True)
+        self._watch: tuple[tuple[int, int], sqlite3.Connection] | None = None  # of this file
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "checkout", self._check_same_file)
         event.listen(self.engine, "begin", _begin)
@@ -109,6 +110,24 @@ class SqliteBackend(Backend):
 
     def listen(self, on_hint: Callable[[int], None], stop: threading.Event) -> None:
         """There are no announcements."""
+
+    def version(self) -> object | None:
+        """SQLite's count of what other connections than the asking one have committed: that one does nothing else."""
+        file = self._file()
+        if self._watch is not None and self._watch[0] != file:
+            self._watch[1].close()
+            self._watch = None
+        if file is None:
+            return None
+        if self._watch is None:
+            self._watch = file, self._connect()
+        return file, self._watch[1].execute("PRAGMA data_version").fetchone()[0]
+
+    def close(self) -> None:
+        super().close()
+        if self._watch is not None:
+            self._watch[1].close()
+            self._watch = None
 
     def may_have_committed(self, error: DBAPIError) -> bool:
         """A commit that could not be synced may be found in the write-ahead log at the next start."""
