@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -270,8 +270,7 @@ def beside(bench: Bench) -> list[Row]:
     Many short runs that alternate, and the latencies of all of a case together. In a virtual machine p99 wanders by a factor of ten
     with what the hypervisor takes, so the cores are kept awake, and a run in which it was more than STOLEN_AT_MOST of the CPU is in the
     rows of "all runs" only; rounds go on until enough runs of each case count. For comparison the same without short slices of the
-    worker and niceness of the process that administers (which only root can take back). Whoever administers gives way to the load's
-    generator.
+    worker and niceness of the process that administers (which only root can take back).
     """
     load = Load(RATE, BESIDE_S, "poisson", 64, spin=False)
     cases = _AS_IT_IS + (_ORDINARY if os.geteuid() == 0 else ())
@@ -282,7 +281,7 @@ def beside(bench: Bench) -> list[Row]:
         awake(),
         large(bench) as node,
         node.client() as client,
-        ThreadPoolExecutor(1, initializer=os.nice, initargs=(10,)) as pool,
+        ThreadPoolExecutor(1, initializer=_give_way) as pool,
     ):
         time.sleep(SETTLE_S)
 
@@ -320,6 +319,12 @@ def beside(bench: Bench) -> list[Row]:
     return rows + _rows_beside(", all runs", all_runs)
 
 
+def _give_way() -> None:
+    """This thread to the generator, beside which it belongs."""
+    os.nice(10)
+    os.sched_setaffinity(0, {CLIENT_CORE})
+
+
 def _schedule(node: Node, *, ordinary: bool) -> None:
     """Take from the processes of a node what they have asked the kernel for, or give it back to them."""
     for worker in node.workers:
@@ -329,6 +334,8 @@ def _schedule(node: Node, *, ordinary: bool) -> None:
     for thread in threads(control):
         if os.getpriority(os.PRIO_PROCESS, thread) != (niceness := 0 if ordinary else NICENESS):
             os.setpriority(os.PRIO_PROCESS, thread, niceness)
+            with suppress(OSError):  # as xksfast/admin/control.py does
+                Path(f"/proc/{control}/autogroup").write_text(str(niceness))
 
 
 def _rows_beside(which: str, runs: dict[_Beside, list[list[float]]]) -> list[Row]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,12 +55,16 @@ def threads(pid: int) -> list[int]:
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Keeps the two cores from going to sleep, by a loop on each that gives way to everything else (SCHED_IDLE).
+    """Keeps the two cores from going to sleep, by a loop on each that gives way to everything else.
 
-    A virtual CPU that sleeps must be woken by the hypervisor, in its own time.
+    A virtual CPU that sleeps must be woken by the hypervisor, in its own time. A newcomer's trap: where the kernel weighs sessions
+    (autogroup), SCHED_IDLE gives way to its own session only.
     """
 
     def prepare(core: int) -> None:
+        os.setsid()
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
         os.sched_setaffinity(0, {core})
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 

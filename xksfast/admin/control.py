@@ -13,7 +13,8 @@ import gc
 import os
 import socket
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import uvloop
@@ -152,12 +153,20 @@ def _make_node(config: Config, log: Log, listener: socket.socket | None) -> Node
     return Node(config, log, listener)
 
 
+def _give_way() -> None:
+    os.nice(NICENESS)
+    with suppress(
+        OSError
+    ):  # where the kernel weighs sessions against each other, and each child has its own: sched(7), autogroup
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
 def main(fd: int) -> int:
     """The whole life of a control process. fd: its end of the socketpair to the supervisor."""
 
     async def live() -> int:
         return await Control(socket.socket(fileno=fd)).run()
 
-    os.nice(NICENESS)
+    _give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(live())
