@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,10 +37,9 @@ import httpx
 from bench.administered import Node, Place, Size, running, running_together, store_name
 from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile
 from bench.postgres import PostgresServer
-from bench.processes import CLIENT_CORE, SERVER_CORE, awake, children, cpu_seconds, nginx, stolen_seconds, threads
+from bench.processes import CLIENT_CORE, SERVER_CORE, awake, cpu_seconds, nginx, stolen_seconds, threads
 from bench.requests import encrypt_document, prove_encrypt
 from bench.speed import NGINX_PORT, Row, closed, failed
-from xksfast.admin.control import NICENESS
 from xksfast.native.schedule import set_slice
 from xksfast.proxy.worker import SLICE_US
 
@@ -254,7 +253,7 @@ def administer(client: httpx.Client, stop: threading.Event, numbers: Iterator[in
 
 @dataclass(frozen=True)
 class _Beside:
-    """A case of `beside`. busy: somebody administers. ordinary: no process asks the kernel for anything; else as they are."""
+    """A case of `beside`. busy: somebody administers. ordinary: the worker has the kernel's own slices, else those that it asks for."""
 
     busy: bool
     ordinary: bool
@@ -270,10 +269,10 @@ def beside(bench: Bench) -> list[Row]:
     Many short runs that alternate, and the latencies of all of a case together. In a virtual machine p99 wanders by a factor of ten
     with what the hypervisor takes, so the cores are kept awake, and a run in which it was more than STOLEN_AT_MOST of the CPU is in the
     rows of "all runs" only; rounds go on until enough runs of each case count. For comparison the same without short slices of the
-    worker and niceness of the process that administers (which only root can take back).
+    worker. The process that administers is not nice: with that, blocks took four times as long on busy cores.
     """
     load = Load(RATE, BESIDE_S, "poisson", 64, spin=False)
-    cases = _AS_IT_IS + (_ORDINARY if os.geteuid() == 0 else ())
+    cases = _AS_IT_IS + _ORDINARY
     all_runs, quiet_runs = ({case: list[list[float]]() for case in cases} for _ in range(2))
     numbers = itertools.count()
     pace: list[float] = []
@@ -326,16 +325,10 @@ def _give_way() -> None:
 
 
 def _schedule(node: Node, *, ordinary: bool) -> None:
-    """Take from the processes of a node what they have asked the kernel for, or give it back to them."""
+    """Take from the worker's threads the short slices that they have asked the kernel for, or give them back."""
     for worker in node.workers:
         for thread in threads(worker):
             set_slice(0 if ordinary else SLICE_US, thread)
-    (control,) = children(node.process.pid, "_control")
-    for thread in threads(control):
-        if os.getpriority(os.PRIO_PROCESS, thread) != (niceness := 0 if ordinary else NICENESS):
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)
-            with suppress(OSError):  # as xksfast/admin/control.py does
-                Path(f"/proc/{control}/autogroup").write_text(str(niceness))
 
 
 def _rows_beside(which: str, runs: dict[_Beside, list[list[float]]]) -> list[Row]:
@@ -345,9 +338,7 @@ def _rows_beside(which: str, runs: dict[_Beside, list[list[float]]]) -> list[Row
         return []
     p99 = {case: _quantile([ms for run in of_case for ms in run], 0.99) for case, of_case in runs.items()}
     rows = []
-    for (quiet, busy), how in ((_AS_IT_IS, ""), (_ORDINARY, ", ordinary processes")):
-        if quiet not in p99:
-            continue
+    for (quiet, busy), how in ((_AS_IT_IS, ""), (_ORDINARY, ", the kernel's own slices")):
         goal = 1.10 if not how and not which else None
         rows += [
             Row(f"{RATE:,} requests/s, nobody administers{how}", f"p99 ms{which}", values=[round(p99[quiet], 3)]),

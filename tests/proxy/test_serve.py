@@ -16,7 +16,6 @@ import pytest
 
 from tests.servers import Process, wait_until
 from tests.setups import ACCESS_KEY_IDS, Setup
-from xksfast.admin.control import NICENESS
 
 requirement = pytest.mark.requirement
 
@@ -33,16 +32,6 @@ def health(setup: Setup, path: str, method: str = "GET") -> tuple[int, dict[str,
     body = json.loads(response.read())
     connection.close()
     return response.status, body
-
-
-def test_what_administers_gives_way_to_the_workers(setup: Setup) -> None:
-    with setup.running() as process:
-        (control,) = process.children("_control")
-        for thread in Path(f"/proc/{control}/task").iterdir():
-            assert os.getpriority(os.PRIO_PROCESS, int(thread.name)) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-        session = Path(f"/proc/{control}/autogroup")
-        if session.exists():
-            assert session.read_text().endswith(f"nice {NICENESS}\n")
 
 
 SEALED = ("ciphertext", "initializationVector", "authenticationTag")

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import uvloop
@@ -28,10 +26,6 @@ from xksfast.log import Log, frames_of
 from xksfast.native.crypto import harden_process
 
 CLOCK_INTERVAL_S = 1.0
-# Requests come first: with this and the workers' short slices (proxy/worker.py) whatever is computed here on a worker's core keeps its
-# requests waiting hardly longer than nothing would (python -m bench.administration --only beside). Where the workers need every core
-# this process still gets a tenth of one, which a block does not use up.
-NICENESS = 10
 
 
 class NodeKind(Protocol):
@@ -153,20 +147,11 @@ def _make_node(config: Config, log: Log, listener: socket.socket | None) -> Node
     return Node(config, log, listener)
 
 
-def _give_way() -> None:
-    os.nice(NICENESS)
-    with suppress(
-        OSError
-    ):  # where the kernel weighs sessions against each other, and each child has its own: sched(7), autogroup
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
-
-
 def main(fd: int) -> int:
     """The whole life of a control process. fd: its end of the socketpair to the supervisor."""
 
     async def live() -> int:
         return await Control(socket.socket(fileno=fd)).run()
 
-    _give_way()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(live())
