@@ -19,6 +19,7 @@ import pytest
 from tests.client import Client, b64
 from tests.servers import Process, wait_until
 from tests.setups import SOFTHSM, Faults, Setup
+from xksfast.errors import NativeError
 from xksfast.native.schedule import set_slice
 from xksfast.proxy.worker import SLICE_US
 
@@ -64,7 +65,11 @@ def pkcs11_tool(setup: Setup, *arguments: str) -> None:
 
 def test_the_loop_and_the_engine_s_threads_have_short_slices(running) -> None:  # type: ignore[no-untyped-def]
     process, _ = running
-    if not set_slice(0) or "se.slice" not in Path("/proc/self/sched").read_text():
+    try:
+        kernels_own = set_slice(0)
+    except NativeError as error:
+        pytest.skip(f"a sandbox forbids it: {error}")
+    if not kernels_own or "se.slice" not in Path("/proc/self/sched").read_text():
         pytest.skip("this kernel knows of no slices, or does not show them")
     (worker,) = process.children("_worker")
     slices = {int(task.name): (task / "sched").read_text() for task in Path(f"/proc/{worker}/task").iterdir()}
