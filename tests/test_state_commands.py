@@ -126,7 +126,7 @@ def test_the_data_key_is_changed_while_nobody_runs(run: Run, filled: Path, monke
     assert "node n1 runs. Each node holds the data key that it was started with" in refusal
     assert "Nothing was changed. Stop every node" in refusal
     assert database.secret(SECRET_ID) == before
-    database.forget_node("n1")
+    database.heartbeat(NodeRow("n1", "1", "", now, now, 2, 2, {"stopped": True}))
     assert run("rotate-data-key", "--config", str(filled)) == {"secrets": 1}
     after = database.secret(SECRET_ID)
     database.close()

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from xksfast.admin.roster import ALIVE_WITHIN_MS
 from xksfast.admin.token_master import TokenMasterKey
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
@@ -26,7 +27,6 @@ from xksfast.state.master_key import MasterKey, configured_master_key
 from xksfast.state.records import Checkpoint, SealedSecret
 from xksfast.state.sealing import Sealer
 
-ALIVE_WITHIN_MS = 10_000
 LOOK_AGAIN_S = 3.0  # a heartbeat is sent every second
 
 state_app = typer.Typer(help="The state's database: backup, restore, verify, keys.", no_args_is_help=True)
@@ -112,7 +112,7 @@ def rotate_data_key(config: ConfigFile, json: Json = False) -> None:
             raise StillRunning(
                 f"node {', '.join(alive)} runs. Each node holds the data key that it was started with: after a rotation it could not "
                 "open what others seal, and they would take its messages and checkpoints for forged. Nothing was changed. "
-                f"Stop every node, wait {ALIVE_WITHIN_MS // 1000} s and try again; one that will not come back: "
+                f"Stop every node and try again, {ALIVE_WITHIN_MS // 1000} s later if one was killed; one that will not come back: "
                 "`xksfast state forget-node NAME`"
             )
         master = _master(settings)
@@ -135,13 +135,20 @@ def forget_node(name: str, config: ConfigFile, json: Json = False) -> None:
 
 
 def _alive(database: Database) -> list[str]:
-    """Nodes that were heard of just now by our clock, or are heard of again while we wait: their clocks may differ from ours."""
+    """Nodes that were heard of just now by our clock, or are heard of again while we wait: their clocks may differ from ours.
+
+    Not those that said that they have ended.
+    """
     seen = {node.name: node.heartbeat_ms for node in database.nodes()}
     if not seen:
         return []
     time.sleep(LOOK_AGAIN_S)
     recently = _now_ms() - ALIVE_WITHIN_MS
-    return [node.name for node in database.nodes() if node.heartbeat_ms > recently or node.heartbeat_ms != seen.get(node.name)]
+    return [
+        node.name
+        for node in database.nodes()
+        if not node.is_stopped and (node.heartbeat_ms > recently or node.heartbeat_ms != seen.get(node.name))
+    ]
 
 
 @contextmanager

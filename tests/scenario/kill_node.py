@@ -160,12 +160,22 @@ class KillNode:
         return True
 
     def start_database(self) -> None:
-        """For a node that serves its copy: until it follows the database again."""
+        """For a node that serves its copy."""
         assert self._postgres is not None
-        assert self._node.process is not None
         self._postgres.start()
-        process = self._node.process
-        wait_until(lambda: process.events("database_is_back"), "the node follows its database again", BACK_S)
+
+    def follow(self) -> None:
+        """Until the node serves what stands in its database now: one that was started may have found it away, and serve its copy.
+
+        Answered by the database: where its log ends, and by a heart that beat later, how far the node is.
+        """
+        seq, since_ms = self.get("/v1/events/verification")["seq"], time.time() * 1000
+
+        def is_there() -> bool:
+            (row,) = self.get("/v1/nodes")["items"]
+            return row["heartbeat_ms"] > since_ms and row["applied_seq"] >= seq
+
+        wait_until(is_there, "the node follows its database", BACK_S)
 
     # --- what holds all the time
 

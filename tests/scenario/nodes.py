@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,9 +125,12 @@ class Deployment:
 
 @contextmanager
 def deployment(
-    directory: Path, url: str, names: Sequence[str], hosts: Sequence[str] = (), workers: int = 1
+    directory: Path, url: str | Mapping[str, str], names: Sequence[str], hosts: Sequence[str] = (), workers: int = 1
 ) -> Iterator[Deployment]:
-    """Nodes `names` on the database `url`, started one after the other; each must end with exit code 0."""
+    """Nodes `names` on the database `url`, started one after the other; each must end with exit code 0.
+
+    url: by which all of them reach it, or each by a way of its own, by name.
+    """
     tokens, conf = directory / "tokens", directory / "softhsm2.conf"
     tokens.mkdir()
     conf.write_text(f"directories.tokendir = {tokens}\nlog.level = ERROR\n")
@@ -147,7 +150,9 @@ def deployment(
     nodes = [Node(name, directory / name, *(free_port() for _ in range(4))) for name in names]
     for node in nodes:
         node.directory.mkdir()
-        (node.directory / "xksfast.toml").write_text(toml(_config(node, directory, url, environment, workers)))
+        (node.directory / "xksfast.toml").write_text(
+            toml(_config(node, directory, url if isinstance(url, str) else url[node.name], environment, workers))
+        )
     proxies = Deployment(directory, nodes, authority)
     try:
         for node in nodes:

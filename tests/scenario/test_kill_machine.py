@@ -229,6 +229,8 @@ class KillMachine(RuleBasedStateMachine):
                 if use.blocked:
                     node.watcher.prove(use, from_copy=True)
             node.start_database()
+        if kill != "nothing":
+            node.follow()
 
     def _ask_again(self, method: str, path: str, body: Any, key: str, intent: Intent) -> tuple[Outcome, dict[str, Any]]:
         """With the same Idempotency-Key: it is carried out once, and answered."""

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from bench.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, deployment
+from tests.scenario.slow_link import SlowLink
 from tests.servers import wait_until
 
 NAMES = ("n1", "n2")
@@ -57,6 +60,60 @@ def test_a_block_without_the_database_holds_everywhere_and_is_recorded_later(tmp
         proxies.shell("key", "unblock", "pay", "k1")
         wait_until(lambda: answers(proxies, credential, "k1") == {"ok"}, "served again", 20)
         assert proxies.shell("audit", "verify")["ok"]
+
+
+@pytest.mark.timeout(600)
+def test_a_block_asks_whoever_may_serve_heard_of_or_not(tmp_path: Path, postgres: PostgresServer) -> None:
+    url = urlsplit(postgres.database())
+    assert url.port is not None
+    link = SlowLink(url.port)
+    by_link = url.geturl().replace(f":{url.port}/", f":{link.port}/")
+    with closing(link), deployment(tmp_path, {"n1": url.geturl(), "n2": by_link}, NAMES) as proxies:
+        credential = made(proxies)
+        n1, n2 = proxies.nodes
+
+        def standing() -> tuple[bool, bool]:
+            row = {row["name"]: row for row in proxies.shell("node", "list")}["n2"]
+            return row["alive"], row["stopped"]
+
+        def blocked(key: str, code: int = 0) -> tuple[list[str], list[str]]:
+            answer = proxies.shell("key", "block", "pay", key, code=code)
+            return sorted(each["node"] for each in answer["confirmed"]), answer["pending"]
+
+        # Cut off from the database it goes on serving, and nobody but the other node can tell it.
+        with link.slow(60):
+            wait_until(lambda: standing() == (False, False), "n2 was not heard of for long", 40)
+            assert blocked("k1") == (["n1", "n2"], [])
+            assert answers(proxies, credential, "k1") == {"InvalidStateException"}
+            assert answers(proxies, credential, "k2") == {"ok"}
+            assert n2.process is not None
+            n2.process.popen.kill()
+            n2.process.popen.wait(10)
+            confirmed, (pending,) = blocked("k1", code=4)
+            assert confirmed == ["n1"]
+            assert "cannot be reached: ConnectError; it was last heard of" in pending
+            assert "xksfast state forget-node n2" in pending
+        n2.start()
+        wait_until(lambda: standing() == (True, False), "n2 is heard of again", 40)
+        assert n2.process is not None
+
+        # Stopped in good order it is asked no more.
+        assert n2.process.stop() == 0
+        assert standing() == (False, True)
+        wait_until(lambda: blocked("k1") == (["n1"], []), "n1 has read of it", 5)
+
+        # Both start without the database: each knows of the other all the same.
+        n2.start()
+        wait_until(lambda: standing() == (True, False), "n2 is there again", 20)
+        with postgres.away():
+            for node in (n1, n2):
+                assert node.process is not None
+                node.process.popen.kill()
+                node.process.popen.wait(10)
+                node.start()
+                assert node.process.events("local_copy_served")
+            assert blocked("k2") == (["n1", "n2"], [])
+            assert answers(proxies, credential, "k2") == {"InvalidStateException"}
 
 
 def actions(proxies: Deployment) -> set[str]:

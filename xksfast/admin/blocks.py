@@ -60,8 +60,11 @@ class Confirmation:
 class Peers(Protocol):
     """The other nodes that share the state."""
 
-    def names(self) -> list[str]:
-        """Of those that are alive, as far as is known."""
+    def alive(self) -> list[str]:
+        """Names of those that are, as far as is known."""
+
+    def may_serve(self) -> list[str]:
+        """Names of those, and of others of which nobody knows that they serve nothing."""
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
         """Returns when it has confirmed. OperatorError or OSError: it has not."""
@@ -118,7 +121,7 @@ class Blocks:
         )
         record = asyncio.ensure_future(self._record(block, plan))
         asked = {self._node: asyncio.wait_for(self.enforce(block), LOCAL_PATIENCE_S)}
-        asked |= {node: self._tell(node, block, record) for node in self._peers.names()}
+        asked |= {node: self._tell(node, block, record) for node in self._peers.may_serve()}
         confirmed, pending = await _confirmed(asked, began)
         done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
         recorded = bool(done) and record.exception() is None and record.result()
@@ -166,7 +169,7 @@ class Blocks:
         seq = committed.events[-1].seq if committed.events else 0
         await self._publisher.applied(seq, LOCAL_PATIENCE_S)
         here = Confirmed(self._node, _ms_since(began))
-        asked = {node: asyncio.wait_for(self._peers.restricted(node, seq), PEERS_PATIENCE_S) for node in self._peers.names()}
+        asked = {node: asyncio.wait_for(self._peers.restricted(node, seq), PEERS_PATIENCE_S) for node in self._peers.alive()}
         confirmed, pending = await _confirmed(asked, began)
         return Confirmation((here, *confirmed), pending, True)
 

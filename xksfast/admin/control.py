@@ -46,8 +46,8 @@ class NodeKind(Protocol):
     def problems(self) -> tuple[str, ...]:
         """How it stands with the state, a sentence each; asked once a second."""
 
-    async def close(self) -> None:
-        """Leave nothing behind."""
+    async def close(self, *, drained: bool) -> None:
+        """Leave nothing behind. drained: no worker serves any more."""
 
 
 class Control:
@@ -56,6 +56,7 @@ class Control:
     def __init__(self, supervisor: socket.socket) -> None:
         self._log = Log("control")
         self._done = asyncio.Event()
+        self._drained = False
         self._node: NodeKind | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,7 +68,7 @@ class Control:
         for task in tuple(self._tasks):
             task.cancel()
         if self._node is not None:
-            await self._node.close()
+            await self._node.close(drained=self._drained)
         return 0
 
     def _on_supervisor(self, message: messages.ToControl, fd: int | None) -> None:
@@ -82,6 +83,7 @@ class Control:
             case messages.ReloadState():
                 self._spawn(self._load(message.config))
             case messages.Drain():
+                self._drained = True
                 self._done.set()
 
     async def _load(self, config: Config) -> None:

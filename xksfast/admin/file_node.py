@@ -69,5 +69,5 @@ class FileNode:
         """A file that was read is there for good."""
         return ()
 
-    async def close(self) -> None:
+    async def close(self, *, drained: bool) -> None:
         """Nothing is open."""

@@ -30,6 +30,7 @@ from xksfast.admin.kept_blocks import keep_blocks, recording
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.root_operator import make_root
+from xksfast.admin.roster import Roster
 from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
@@ -84,6 +85,7 @@ class Node:
         self._next: dict[str, float] = {}
         self._opened = False
         self._hearing = Hearing(log)
+        self._roster = Roster(self.name, self._directory / "peers.json", log)
         self._copying = Copying(self._directory / "copy.jsonl", self._run, log)
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
@@ -91,6 +93,7 @@ class Node:
         self._rest_refused = False
         self._linked: Linking | None = None
         self._away = False
+        self._stopped = False
         self._to_apply = False  # what [state] apply names, when the database is there
 
     # --- start
@@ -140,6 +143,7 @@ class Node:
             if known is None:
                 raise
             await self._run(partial(self._take_copy, error))
+            self._roster.recall()
             self._hearing.not_heard(error)
         else:
             self._secrets = SecretRows(self._database, self._sealer)
@@ -152,7 +156,9 @@ class Node:
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self.usage.add)
-        self._peers = HttpPeers(self.name, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._database.nodes))
+        self._peers = HttpPeers(
+            self._roster, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._database.nodes)
+        )
         self.blocks = Blocks(
             node=self.name,
             journal=journal,
@@ -390,7 +396,7 @@ class Node:
             heartbeat_ms=_now_ms(),
             acked_seq=self._publisher.applied_seq,
             restricted_seq=self._publisher.restricted_seq,
-            details={"problems": list(self._hearing.problems())},
+            details={"problems": list(self._hearing.problems())} | ({"stopped": True} if self._stopped else {}),
         )
         try:
             await self._run(lambda: self._database.heartbeat(row))
@@ -399,7 +405,7 @@ class Node:
         else:
             self._hearing.written()
         with suppress(StateError):  # _follow tells of it
-            self._peers.update(await self._run(self._database.nodes))
+            await self._run(lambda: self._roster.told(self._database.nodes()))
 
     # --- once a second
 
@@ -417,7 +423,7 @@ class Node:
         if self._is_time("copy", self._copying.interval_s):
             await self._write_copy()
         self.blocks.copied(self._copying.seq)
-        if all(self.name < name for name in self._peers.names()):  # two that both think so do no harm: a transaction decides
+        if all(self.name < name for name in self._roster.alive()):  # two that both think so do no harm: a transaction decides
             if self._is_time("due", DUE_INTERVAL_S):
                 self._spawn(self._upkeep.rotate_what_is_due())
             if self._is_time("sync", SYNC_INTERVAL_S):
@@ -451,13 +457,15 @@ class Node:
 
     # --- end
 
-    async def close(self) -> None:
-        """The last local copy, then everything is let go."""
+    async def close(self, *, drained: bool) -> None:
+        """The last local copy, then everything is let go. Other nodes are told of the end, so that no block waits for this one."""
         if self._api is not None:
             await self._api.close()
         if self._opened:
             await self.usage.write(self._database)
             await self._write_copy()
+            self._stopped = drained
+            await self._say_alive()
             await self._peers.close()
         self._stop.set()
         for task in tuple(self._tasks):

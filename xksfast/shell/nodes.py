@@ -22,15 +22,13 @@ def list_nodes(shell: Shell) -> None:
     found = shell.api.items("/v1/nodes")
 
     def rows() -> Any:
-        from rich.text import Text
-
         return session.table(
             "node", "", "version", "behind", "last heard of", "url",
             right=("behind",),
             rows=[
                 (
                     each["name"],
-                    Text("alive", style="green") if each["alive"] else Text("silent", style="red"),
+                    _standing(each),
                     each["version"],
                     f"{each['behind']} events",
                     session.moment(each["heartbeat_ms"] / 1000),
@@ -45,3 +43,11 @@ def list_nodes(shell: Shell) -> None:
     for each in found:
         for problem in each["problems"]:
             shell.say(f"node {each['name']}: {problem}")
+
+
+def _standing(node: dict[str, Any]) -> Any:
+    from rich.text import Text
+
+    if node["stopped"]:
+        return Text("stopped")
+    return Text("alive", style="green") if node["alive"] else Text("silent", style="red")

@@ -64,7 +64,10 @@ class Checkpoint(Record, frozen=True):
 
 
 class NodeRow(Record, frozen=True):
-    """A node as it last told of itself. acked_seq: all its workers serve it; restricted_seq: what it forbids is in force there."""
+    """A node as it last told of itself. acked_seq: all its workers serve it; restricted_seq: what it forbids is in force there.
+
+    details: "problems", a sentence each; "stopped": it has ended, and served nothing any more when it said so.
+    """
 
     name: str
     version: str
@@ -74,6 +77,11 @@ class NodeRow(Record, frozen=True):
     acked_seq: int
     restricted_seq: int
     details: dict[str, Any] = {}
+
+    @property
+    def is_stopped(self) -> bool:
+        """Until it is started again."""
+        return bool(self.details.get("stopped"))
 
 
 class Idempotency(Record, frozen=True):

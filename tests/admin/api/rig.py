@@ -78,7 +78,11 @@ class OtherNodes:
         self.says: dict[str, str] = {}
         self.takes_s = 0.0
 
-    def names(self) -> list[str]:
+    def alive(self) -> list[str]:
+        """See Peers."""
+        return list(self.says)
+
+    def may_serve(self) -> list[str]:
         """See Peers."""
         return list(self.says)
 

@@ -61,11 +61,15 @@ def test_nodes_say_how_far_they_are(rig: Rig, admin: httpx.Client) -> None:
     for row in (
         NodeRow("n1", "0.1.0", "https://n1:8444", now - 9_000, now, seq, seq),
         NodeRow("n2", "0.1.0", "", now - 90_000, now - 60_000, max(0, seq - 3), seq),
+        NodeRow("n3", "0.1.0", "", now - 9_000, now, seq, seq, {"stopped": True}),
     ):
         rig.database.heartbeat(row)
     found = {node["name"]: node for node in admin.get("/v1/nodes").json()["items"]}
     assert (found["n1"]["alive"], found["n1"]["behind"]) == (True, 0)
     assert (found["n2"]["alive"], found["n2"]["behind"]) == (False, 3)
+    assert [(found[name]["alive"], found[name]["stopped"]) for name in ("n1", "n2", "n3")] == [
+        (True, False), (False, False), (False, True)
+    ]  # fmt: skip
 
 
 def test_connections_and_operators_come_and_go(admin: httpx.Client) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from xksfast.admin.api.parts import EventQuery, LogVerdict, NodeInfo
 from xksfast.admin.api.replays import RunsInThread
-from xksfast.admin.peers import ALIVE_WITHIN_MS
+from xksfast.admin.roster import ALIVE_WITHIN_MS
 from xksfast.state import chain
 from xksfast.state.database import Database
 from xksfast.state.events import Event
@@ -54,7 +54,8 @@ class LogReads:
                 applied_seq=row.acked_seq,
                 restricted_seq=row.restricted_seq,
                 seq=self._seq(),
-                alive=row.heartbeat_ms >= newest - ALIVE_WITHIN_MS,
+                alive=not row.is_stopped and row.heartbeat_ms >= newest - ALIVE_WITHIN_MS,
+                stopped=row.is_stopped,
                 problems=tuple(map(str, row.details.get("problems", ()))),
             )
             for row in rows

@@ -18,12 +18,16 @@ router = APIRouter(prefix="/v1/nodes", tags=["nodes"], route_class=AdminRoute, d
 
 
 class NodeView(View):
-    """A node. behind: how many events its workers do not serve yet. restricted_seq: what blocks up to there is in force."""
+    """A node. behind: how many events its workers do not serve yet. restricted_seq: what blocks up to there is in force.
+
+    Neither alive nor stopped: nothing was heard of it for ten seconds. It may serve what it knew then, so a block asks it, too.
+    """
 
     name: str
     version: str
     url: str
     alive: bool
+    stopped: bool
     started_at_ms: int
     heartbeat_ms: int
     applied_seq: int

@@ -55,6 +55,7 @@ class NodeInfo:
     restricted_seq: int
     seq: int
     alive: bool
+    stopped: bool
     problems: tuple[str, ...] = ()
 
 
