@@ -72,18 +72,18 @@ class KillNode:
 
     def get(self, path: str) -> Any:
         """The document; asked again while the node comes back."""
-
-        def look() -> Any:
+        deadline = time.monotonic() + BACK_S
+        while True:
             try:
                 answer = self.rest.get(path)
-            except httpx.TransportError:
-                return None
-            if answer.status_code == 503:
-                return None
-            assert answer.status_code == 200, answer.text
-            return answer.json()
-
-        return wait_until(look, f"GET {path} is answered", BACK_S)
+                if answer.status_code == 200:
+                    return answer.json()
+                assert answer.status_code == 503, answer.text
+                why = answer.text
+            except httpx.TransportError as error:
+                why = repr(error)
+            assert time.monotonic() < deadline, f"GET {path} is not answered: {why}"
+            time.sleep(0.05)
 
     def objects(self) -> dict[Id, Fact]:
         """Everything that administration shows."""

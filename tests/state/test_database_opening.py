@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import text
 
 from bench.postgres import PostgresServer
-from tests.state.making import a_store, created, write
+from tests.state.making import a_key, a_store, created, write
 from xksfast.state import schema
 from xksfast.state.database import Database
-from xksfast.state.errors import StateError, StateTooNew
+from xksfast.state.errors import StateError, StateTooNew, StateUnavailable
 
 Open = Callable[[], Database]
 
@@ -108,6 +108,28 @@ def test_a_sqlite_state_is_for_its_owner_only_and_synced_at_each_commit(tmp_path
         assert settings == ["wal", 2, 1]
         assert {path.stat().st_mode & 0o777 for path in tmp_path.glob(f"{name}*")} == {0o600}
         database.close()
+
+
+def test_another_process_that_closes_the_file_does_not_take_what_was_committed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    database = Database.open(f"sqlite:///{path}")
+    write(database, created(a_store()))
+    Database.open(f"sqlite:///{path}").close()  # as who verifies the log does, within a node
+    read_and_close = (
+        f"import sqlite3; c = sqlite3.connect({str(path)!r}); c.execute('SELECT count(*) FROM events').fetchone(); c.close()"
+    )
+    subprocess.run([sys.executable, "-c", read_and_close], check=True, timeout=30)
+    assert path.with_name("state.db-wal").exists()
+    write(database, created(a_key()))
+    again = Database.open(f"sqlite:///{path}")
+    assert again.load().seq == 2
+    again.close()
+    database.close()
+
+
+def test_a_sqlite_path_that_is_a_directory_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StateUnavailable, match="is no file: correct"):
+        Database.open(f"sqlite:///{tmp_path}")
 
 
 def test_a_sqlite_url_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -464,8 +464,9 @@ class Node:
         if self._opened:
             await self.usage.write(self._database)
             await self._write_copy()
-            self._stopped = drained
-            await self._say_alive()
+            if drained:  # else another one may have taken our place already
+                self._stopped = True
+                await self._say_alive()
             await self._peers.close()
         self._stop.set()
         for task in tuple(self._tasks):

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state in one SQLite file: write-ahead log, every commit on disk before it is answered.
 
-A newcomer's trap: Python's sqlite3 begins transactions by itself, and too late. It is told not to (isolation_level None); BEGIN and
-BEGIN IMMEDIATE are ours.
+Newcomers' traps: Python's sqlite3 begins transactions by itself, and too late. It is told not to (isolation_level None); BEGIN and
+BEGIN IMMEDIATE are ours. And whoever opens the file by himself and closes it lets go of all locks that this process has on it (POSIX:
+they belong to the process, not to who took them); then the next process that is done with the file takes itself for the last one, and
+removes the write-ahead log from under us, with what was committed to it. So nothing but SQLite opens a file that is there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,9 +50,17 @@ class SqliteBackend(Backend):
     def _make_private(self, create: bool) -> None:
         """The file, for its owner's eyes only; SQLite gives the files beside it the same mode."""
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600))
-            if self._path.stat().st_mode & 0o077:
+            if create:
+                with suppress(FileExistsError):
+                    os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
+            mode = self._path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise StateUnavailable(f"{self.description} is no file: correct [state] url")
+            if mode & 0o077:
                 self._path.chmod(0o600)
+            if not os.access(self._path, os.R_OK | os.W_OK, effective_ids=True):
+                read_only = os.statvfs(self._path).f_flag & os.ST_RDONLY
+                raise OSError(errno.EROFS, "") if read_only else PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except FileNotFoundError:
             what = "its directory is not there" if not self._path.parent.is_dir() else "there is no such file"
             raise StateUnavailable(f"{self.description}: {what}: create it, or correct [state] url") from None
@@ -58,7 +70,7 @@ class SqliteBackend(Backend):
                 "give the file and its directory to the user that xksfast runs as"
             ) from None
         except OSError as error:
-            if error.errno == 30:  # EROFS
+            if error.errno == errno.EROFS:
                 raise StateReadOnly(
                     f"{self.description} is on a file system that is mounted read-only: mount it for writing"
                 ) from None
