@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes over a database, for the benchmarks of administration: a state of any size written at once, then `xksfast serve` on it.
 
-What lives here: making and running. What must not: figures (administration.py). All keys are `local`, so nothing waits for a token.
+What lives here: making and running. What must not: figures (administration.py, beside.py). All keys
+are `local`, so nothing waits for a token.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import httpx
 
 from bench.fleet import free_port, write_secret
+from bench.open_loop import Generator
 from bench.processes import SERVER_CORE, children, cpu_seconds, end, resident_mib
 from bench.requests import Target, encrypt_document
 from xksfast.admin.actors import system_actor
@@ -40,6 +42,7 @@ REGION = "eu-central-1"
 ACCESS_KEY_IDS = ("A" * 20, "B" * 20)
 STORES_AT_ONCE = 250  # in one transaction
 START_TIMEOUT_S = 120
+LOAD_KEY = "k0"  # of each store, for who loads a node
 
 
 @dataclass(frozen=True)
@@ -243,3 +246,33 @@ def _config(place: Place, name: str, port: int, health_port: int, admin_port: in
     for table, values in tables.items():
         lines += [f"[{table}]", *(f"{option} = {json.dumps(value)}" for option, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Bench:
+    """size: of the large state. place: where it stands."""
+
+    directory: Path
+    generator: Generator
+    seconds: float
+    size: Size
+    place: Place
+
+
+def tell(text: str) -> None:
+    """Progress."""
+    print("        " + text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def large(bench: Bench, *, workers: int = 1, cores: str = str(SERVER_CORE)) -> Iterator[Node]:
+    """A node with the large state."""
+    last = {"last_store": bench.size.stores - 1, "last_key": bench.size.keys_of_store - 1}
+    with running(bench.place, workers=workers, cores=cores, **last) as node:
+        yield node
+
+
+def check(wrong: int) -> None:
+    """RuntimeError unless every request was answered rightly."""
+    if wrong:
+        raise RuntimeError(f"{wrong} requests were not answered rightly")

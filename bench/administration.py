@@ -19,14 +19,11 @@ import datetime
 import http.client
 import itertools
 import json
-import os
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,49 +31,24 @@ from typing import Any
 
 import httpx
 
-from bench.administered import Node, Place, Size, running, running_together, store_name
-from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile
+from bench.administered import LOAD_KEY, Bench, Node, Place, Size, check, large, running, running_together, store_name, tell
+from bench.beside import beside
+from bench.open_loop import Call, Generator, Load, Run, make_calls, quantile_of
 from bench.postgres import PostgresServer
-from bench.processes import CLIENT_CORE, SERVER_CORE, awake, cpu_seconds, nginx, stolen_seconds, threads
+from bench.processes import CLIENT_CORE, SERVER_CORE, cpu_seconds, nginx
 from bench.requests import encrypt_document, prove_encrypt
 from bench.speed import NGINX_PORT, Row, closed, failed
-from xksfast.native.schedule import set_slice
-from xksfast.proxy.worker import SLICE_US
 
 RESULTS = Path(__file__).parent / "results"
 STARTS = 3
 START_FIGURE, NGINX_FIGURE = "s from the start to serving all, one core", "CPU us/request"
 CHANGES = 40
 ROUNDS = 4
-BESIDE_S = 1.0  # a run with or without administration; in longer ones the hypervisor takes something nearly always
-BESIDE_ROUNDS, BESIDE_ROUNDS_AT_MOST = 30, 90
-BESIDE_LEAST = 10  # runs that count
-SETTLE_S = 15.0  # from the start of a node until its first local copy is written
-STOLEN_AT_MOST = 0.03  # of the CPU, by the hypervisor
-RATE = 1800  # requests/s: AWS's quota for one key store
-ADMIN_PAUSE_S = 0.1  # between two calls of the one who administers: quicker than people are
 BLOCKS_TIMES = 8  # rounds of the other parts
 LEAST_BLOCKS = 30
 BLOCK_STORES = 100
 BOTH_CORES = f"{SERVER_CORE},{CLIENT_CORE}"
-PROBE_KEY = "k1"  # what is changed; the load is on k0
-LOAD_KEY = "k0"
-
-
-@dataclass
-class Bench:
-    """size: of the large state. place: where it stands."""
-
-    directory: Path
-    generator: Generator
-    seconds: float
-    size: Size
-    place: Place
-
-
-def tell(text: str) -> None:
-    """Progress."""
-    print("        " + text, file=sys.stderr, flush=True)
+PROBE_KEY = "k1"  # what is changed; the load is on LOAD_KEY
 
 
 def fill(bench: Bench) -> None:
@@ -84,14 +56,6 @@ def fill(bench: Bench) -> None:
     began = time.monotonic()
     bench.place.fill(bench.size)
     tell(f"{bench.size.stores:,} stores written in {time.monotonic() - began:.0f} s")
-
-
-@contextmanager
-def large(bench: Bench, *, workers: int = 1, cores: str = str(SERVER_CORE)) -> Iterator[Node]:
-    """A node with the large state."""
-    last = {"last_store": bench.size.stores - 1, "last_key": bench.size.keys_of_store - 1}
-    with running(bench.place, workers=workers, cores=cores, **last) as node:
-        yield node
 
 
 def start(bench: Bench) -> list[Row]:
@@ -195,16 +159,10 @@ def change(bench: Bench) -> list[Row]:
             answered.append(answer.result())
         watch.close()
     rows[0].values = [round(statistics.median(visible), 1)]
-    rows[1].values = [round(_quantile(visible, 0.9), 1)]
+    rows[1].values = [round(quantile_of(visible, 0.9), 1)]
     rows[2].values = [round(statistics.median(answered), 1)]
     tell("  ".join(f"{row.figure} {row.value}" for row in rows))
     return rows
-
-
-def check(wrong: int) -> None:
-    """RuntimeError unless every request was answered rightly."""
-    if wrong:
-        raise RuntimeError(f"{wrong} requests were not answered rightly")
 
 
 def cost(bench: Bench) -> list[Row]:
@@ -225,127 +183,6 @@ def cost(bench: Bench) -> list[Row]:
             tell(f"1 store {alone.values[-1]} us, all {among.values[-1]} us")
     ratio.values = [round(statistics.median(a / b for a, b in zip(among.values, alone.values, strict=True)), 3)]
     return [alone, among, ratio]
-
-
-def administer(client: httpx.Client, stop: threading.Event, numbers: Iterator[int]) -> int:
-    """What somebody does all day: keys made, changed, listed and deleted in a store that nobody asks for; how many calls it were.
-
-    numbers: of the keys, none of them twice.
-    """
-    calls = 0
-    for number in numbers:
-        key = f"bench-{number}"
-        for method, path, body in (
-            ("POST", "/v1/stores/s1/keys", {"external_key_id": key}),
-            ("POST", f"/v1/stores/s1/keys/{key}/disable", None),
-            ("GET", "/v1/stores?limit=100", None),
-            ("POST", f"/v1/stores/s1/keys/{key}/enable", None),
-            ("GET", "/v1/stores/s1/keys", None),
-            ("POST", f"/v1/stores/s1/keys/{key}/disable", None),
-            ("DELETE", f"/v1/stores/s1/keys/{key}", None),
-        ):
-            if stop.wait(ADMIN_PAUSE_S):
-                return calls
-            client.request(method, path, json=body).raise_for_status()
-            calls += 1
-    return calls
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """A case of `beside`. busy: somebody administers. ordinary: the worker has the kernel's own slices, else those that it asks for."""
-
-    busy: bool
-    ordinary: bool
-
-
-_AS_IT_IS = (_Beside(busy=False, ordinary=False), _Beside(busy=True, ordinary=False))
-_ORDINARY = (_Beside(busy=False, ordinary=True), _Beside(busy=True, ordinary=True))
-
-
-def beside(bench: Bench) -> list[Row]:
-    """p99 with and without administration, which shares the worker's core: the hardest case.
-
-    Many short runs that alternate, and the latencies of all of a case together. In a virtual machine p99 wanders by a factor of ten
-    with what the hypervisor takes, so the cores are kept awake, and a run in which it was more than STOLEN_AT_MOST of the CPU is in the
-    rows of "all runs" only; rounds go on until enough runs of each case count. For comparison the same without short slices of the
-    worker. The process that administers is not nice: with that, blocks took four times as long on busy cores.
-    """
-    load = Load(RATE, BESIDE_S, "poisson", 64, spin=False)
-    cases = _AS_IT_IS + _ORDINARY
-    all_runs, quiet_runs = ({case: list[list[float]]() for case in cases} for _ in range(2))
-    numbers = itertools.count()
-    pace: list[float] = []
-    with (
-        awake(),
-        large(bench) as node,
-        node.client() as client,
-        ThreadPoolExecutor(1, initializer=_give_way) as pool,
-    ):
-        time.sleep(SETTLE_S)
-
-        def administered(calls: list[Call]) -> Run:
-            stop = threading.Event()
-            administration = pool.submit(administer, client, stop, numbers)
-            try:
-                run = bench.generator.run(calls, load)
-            finally:
-                stop.set()
-            count = administration.result()
-            assert count >= BESIDE_S * 2, "nobody administered"
-            pace.append(round(count / load.seconds, 1))
-            return run
-
-        for number in range(BESIDE_ROUNDS_AT_MOST):
-            if number >= BESIDE_ROUNDS and min(map(len, quiet_runs.values())) >= BESIDE_LEAST:
-                break
-            calls = make_calls(node.target(), [LOAD_KEY], {"encrypt": 1})
-            for case in cases if number % 2 == 0 else reversed(cases):
-                _schedule(node, ordinary=case.ordinary)
-                before, began = stolen_seconds(), time.monotonic()
-                run = administered(calls) if case.busy else bench.generator.run(calls, load)
-                check(failed(run))
-                stolen = (stolen_seconds() - before) / (time.monotonic() - began) / len((SERVER_CORE, CLIENT_CORE))
-                all_runs[case].append(run.latencies_ms())
-                if stolen <= STOLEN_AT_MOST:
-                    quiet_runs[case].append(run.latencies_ms())
-            tell(f"round {number + 1}: of the runs of each case, {[len(runs) for runs in quiet_runs.values()]} count")
-    rows = _rows_beside("", quiet_runs)
-    figure = "share of the runs that count, in which the hypervisor took little"
-    share = sum(map(len, quiet_runs.values())) / sum(map(len, all_runs.values()))
-    rows.append(Row(f"{RATE:,} requests/s beside administration", "calls of administration/s", values=pace))
-    rows.append(Row("administration against none", figure, values=[round(share, 2)]))
-    return rows + _rows_beside(", all runs", all_runs)
-
-
-def _give_way() -> None:
-    """This thread to the generator, beside which it belongs."""
-    os.nice(10)
-    os.sched_setaffinity(0, {CLIENT_CORE})
-
-
-def _schedule(node: Node, *, ordinary: bool) -> None:
-    """Take from the worker's threads the short slices that they have asked the kernel for, or give them back."""
-    for worker in node.workers:
-        for thread in threads(worker):
-            set_slice(0 if ordinary else SLICE_US, thread)
-
-
-def _rows_beside(which: str, runs: dict[_Beside, list[list[float]]]) -> list[Row]:
-    """p99 of all requests of a case together, and how much administration moves it. Nothing without enough runs."""
-    if min(map(len, runs.values())) < BESIDE_LEAST:
-        tell(f"too few runs count{which}: there is nothing to compare")
-        return []
-    p99 = {case: _quantile([ms for run in of_case for ms in run], 0.99) for case, of_case in runs.items()}
-    rows = []
-    for (quiet, busy), how in ((_AS_IT_IS, ""), (_ORDINARY, ", the kernel's own slices")):
-        goal = 1.10 if not how and not which else None
-        rows += [
-            Row(f"{RATE:,} requests/s, nobody administers{how}", f"p99 ms{which}", values=[round(p99[quiet], 3)]),
-            Row(f"{RATE:,} requests/s beside administration{how}", f"p99 ms{which}", values=[round(p99[busy], 3)]),
-            Row(f"administration against none{how}", f"ratio of p99{which}", goal, values=[round(p99[busy] / p99[quiet], 3)]),
-        ]
-    return rows
 
 
 def block(bench: Bench) -> list[Row]:
@@ -402,7 +239,7 @@ def _block_under_load(bench: Bench, name: str, nodes: list[Node], client: httpx.
         Row(name, "ms until the slowest node confirmed, as it says, p99"),
     ]
     for row, value in zip(
-        figures, (len(took), statistics.median(took), _quantile(took, 0.99), _quantile(last, 0.99)), strict=True
+        figures, (len(took), statistics.median(took), quantile_of(took, 0.99), quantile_of(last, 0.99)), strict=True
     ):
         row.values = [round(value, 1)]
     tell("  ".join(f"{row.figure} {row.value}" for row in figures))
@@ -415,12 +252,6 @@ def _together(loads: list[tuple[Generator, list[Call]]], load: Load, during: Cal
         first, *others = loads
         running = [pool.submit(generator.run, calls, load) for generator, calls in others]
         return [first[0].run(first[1], load, during), *(future.result() for future in running)]
-
-
-def _quantile(values: list[float], q: float) -> float:
-    value = quantile(sorted(values), q)
-    assert value is not None
-    return value
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {

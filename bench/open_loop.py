@@ -33,10 +33,9 @@ from typing import Any
 from bench.processes import CLIENT_CORE
 from bench.requests import Target, decrypt_document, encrypt_document, prove_answer, prove_encrypt
 from xksfast.errors import NativeError
-from xksfast.native.schedule import set_slice
+from xksfast.native.schedule import SHORTEST_US, set_slice
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("open_loop.c", "open_loop_connections.c"))
-SLICE_US = 100
 SIGNED_FOR_S = 240  # a signature is good for five minutes
 NO_ANSWER, BROKEN = 0, 1
 HEADER, RECORD, SAMPLE = struct.Struct("<8s5Q"), struct.Struct("<3Q2I"), struct.Struct("<2I")
@@ -212,6 +211,13 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     return values[max(0, math.ceil(q * len(values)) - 1)] if values else None
 
 
+def quantile_of(values: Sequence[float], q: float) -> float:
+    """The same of values in any order, of which there are some."""
+    value = quantile(sorted(values), q)
+    assert value is not None
+    return value
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
@@ -288,7 +294,7 @@ class Generator:
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         with suppress(NativeError):  # its own waiting for the CPU would be told as latency
-            set_slice(SLICE_US, process.pid)
+            set_slice(SHORTEST_US, process.pid)
         try:
             if during is not None:
                 during(start_ns)

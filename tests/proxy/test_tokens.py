@@ -20,8 +20,7 @@ from tests.client import Client, b64
 from tests.servers import Process, wait_until
 from tests.setups import SOFTHSM, Faults, Setup
 from xksfast.errors import NativeError
-from xksfast.native.schedule import set_slice
-from xksfast.proxy.worker import SLICE_US
+from xksfast.native.schedule import SHORTEST_US, set_slice
 
 requirement = pytest.mark.requirement
 
@@ -73,7 +72,9 @@ def test_the_loop_and_the_engine_s_threads_have_short_slices(running) -> None:  
         pytest.skip("this kernel knows of no slices, or does not show them")
     (worker,) = process.children("_worker")
     slices = {int(task.name): (task / "sched").read_text() for task in Path(f"/proc/{worker}/task").iterdir()}
-    short = [thread for thread, text in slices.items() if re.search(rf"^se\.slice +: +{1000 * SLICE_US}$", text, re.MULTILINE)]
+    short = [
+        thread for thread, text in slices.items() if re.search(rf"^se\.slice +: +{1000 * SHORTEST_US}$", text, re.MULTILINE)
+    ]
     assert worker in short, "the loop"
     assert len(short) >= 2, "and the one session's thread"
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from xksfast.native.loader import check, ffi, lib
 
+SHORTEST_US = 100  # that the kernel takes
+
 
 def set_slice(slice_us: int, thread: int = 0) -> int:
-    """Microseconds, 100 to 100,000 (the kernel brings others there), or 0: the kernel's own. Returns what is in force now.
+    """Microseconds, SHORTEST_US to 100,000 (the kernel brings others there), or 0: the kernel's own. Returns what is in force now.
 
     thread: its id; 0: the caller. What it starts later inherits the slice. 0 is returned where there is nothing to set: Linux before
     6.12, or a policy of its own (chrt). NativeError: not permitted, by a sandbox for instance, or there is no such thread.

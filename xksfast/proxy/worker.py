@@ -29,7 +29,7 @@ from xksfast.ekm.pkcs11 import TokenEngine
 from xksfast.errors import NativeError, OperatorError
 from xksfast.log import Log, RequestLog
 from xksfast.native.crypto import JobPool, RandomPool, harden_process
-from xksfast.native.schedule import set_slice
+from xksfast.native.schedule import SHORTEST_US, set_slice
 from xksfast.native.tls import TlsContext
 from xksfast.proxy.connection import Connection
 from xksfast.proxy.connection_settings import ConnectionSettings
@@ -39,7 +39,6 @@ from xksfast.proxy.health import HealthMonitor
 from xksfast.proxy.pipeline import Pipeline
 from xksfast.proxy.worker_report import LoopLag, make_report
 
-SLICE_US = 100  # the shortest: requests take less, and whatever else computes on this machine makes them wait by less
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
@@ -126,7 +125,9 @@ class Worker:
         self._request_log = RequestLog(worker=start.worker)
         harden_process()
         with contextlib.suppress(NativeError):  # a sandbox may forbid it
-            set_slice(SLICE_US)  # of the loop, and of the engine's threads, which it starts
+            # Of the loop, and of the engine's threads, which it starts. A request takes less, and whatever else computes on this
+            # machine makes it wait by less.
+            set_slice(SHORTEST_US)
         try:
             self._build(config)
         except OperatorError as error:

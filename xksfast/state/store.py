@@ -98,6 +98,7 @@ class StateStore:
     def open(self) -> None:
         """Load everything, in the place of what was known before."""
         with self._in_turn:
+            self._polled = None
             loaded = self._database.load()
             state = State()
             state.load(loaded.objects, loaded.seq, loaded.head)
