@@ -147,9 +147,14 @@ class Node:
         """Resident memory of the largest worker."""
         return max(resident_mib(pid) for pid in self.workers)
 
+    @property
+    def control(self) -> int:
+        """Pid of the process that administers."""
+        return children(self.process.pid, "_control")[0]
+
     def control_mib(self) -> float:
         """Resident memory of the process that administers."""
-        return resident_mib(children(self.process.pid, "_control")[0])
+        return resident_mib(self.control)
 
     def client(self) -> httpx.Client:
         """For REST, as the operator "root"."""

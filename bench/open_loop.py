@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.processes import CLIENT_CORE
+from bench.processes import CLIENT_CORE, goes_first
 from bench.requests import Target, decrypt_document, encrypt_document, prove_answer, prove_encrypt
 from xksfast.errors import NativeError
 from xksfast.native.schedule import SHORTEST_US, set_slice
@@ -292,8 +292,12 @@ class Generator:
             str(load.seconds), str(start_ns), str(load.connections), str(load.max_connections), str(load.seed), str(int(load.spin)),
             str(requests), str(records),
         ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        with suppress(NativeError):  # its own waiting for the CPU would be told as latency
+        # Its own waiting for the CPU would be told as latency.
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        goes_first(process.pid)
+        with suppress(NativeError):
             set_slice(SHORTEST_US, process.pid)
         try:
             if during is not None:
