@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,20 @@ def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path: Pa
     with pytest.raises(OperatorError, match="cannot be written"):
         write_secret_file(tmp_path / "token", b"secret", over=True)
     assert os.listdir(tmp_path) == ["token"]
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_a_name_that_the_disk_does_not_take_is_an_error_unless_names_are_never_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    really = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+        really(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OperatorError, match="Input/output error") if fails else nullcontext():
+        write_secret_file(tmp_path / "token", b"t")
+    assert (tmp_path / "token").read_bytes() == b"t"

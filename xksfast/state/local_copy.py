@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from xksfast.errors import OperatorError
+from xksfast.secret_file import sync_directory
 from xksfast.state.events import decode_object, encode_lines
 from xksfast.state.objects import Stored
 from xksfast.state.records import Loaded, SealedSecret, WrappedDataKey
@@ -84,6 +85,7 @@ def write_copy(
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+    sync_directory(path.parent)
 
 
 def read_position(path: Path) -> tuple[int, bytes] | None:

@@ -6,12 +6,11 @@ A sealed file may be kept in git: without the master key it is noise, and under 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from xksfast.errors import NativeError, OperatorError
 from xksfast.native.crypto import Secret, SecretPages, seal_new_key, seal_open
+from xksfast.secret_file import FileThere, write_secret_file
 
 
 class LocalKeyFiles:
@@ -29,28 +28,15 @@ class LocalKeyFiles:
             return False
         sealed = seal_new_key(self._master_key(), _context(label))
         try:
-            return self._write_new(path, sealed)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise OperatorError(f"local key {label!r}: {path} cannot be written: {error.strerror}") from error
-
-    def _write_new(self, path: Path, sealed: bytes) -> bool:
-        """False when somebody else made it meanwhile. On disk before anything can be encrypted with it."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd, unfinished = tempfile.mkstemp(dir=self._directory, prefix=".new-")  # 0600
+            raise OperatorError(f"local key {label!r}: {self._directory} cannot be written: {error.strerror}") from error
         try:
-            os.write(fd, sealed)
-            os.fsync(fd)
-            os.link(unfinished, path)  # fails where a rename would overwrite
-        except FileExistsError:
+            write_secret_file(path, sealed)  # on disk before anything can be encrypted with it
+        except FileThere:  # somebody else made it meanwhile
             return False
-        finally:
-            os.close(fd)
-            os.unlink(unfinished)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        except OperatorError as error:
+            raise OperatorError(f"local key {label!r}: {error}") from error
         return True
 
     def unseal(self, label: str, pages: SecretPages, slot: int) -> None:
