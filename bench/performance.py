@@ -207,10 +207,10 @@ def administration() -> list[str]:
     return [
         *lines, *_table(["case", "figure", "measured", "goal", "held"], rows),
         *_start_elsewhere(document),
-        "Beside administration, *two cores*: the process that administers may use another core than the worker; *one core for both*: it may",
-        "not. The worker asks the kernel for short slices; *the kernel's own slices*: the same node without. The load generator,",
-        "in life on other machines, goes before all others. p99 wanders with what the hypervisor takes, so the rows without *all runs*",
-        "are of those seconds in which it took less than 3% of the CPU.",
+        "Beside administration, *two cores*: the process that administers may use another core than the worker; *one core for both*:",
+        "not so. The worker asks the kernel for short slices; *the kernel's own slices*: the same node without. The load generator,",
+        "in life on other machines, goes before all others. p99 wanders with what the hypervisor takes, so the rows without",
+        "*all runs* are of those seconds in which it took less than 3% of the CPU.",
         "", f"Written {document['date']}.", "",
         *_command(".venv/bin/python -m bench.administration"),
     ]  # fmt: skip

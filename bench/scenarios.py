@@ -39,6 +39,10 @@ class Size:
         return self.before_s + self.fault_s + self.after_s
 
     @property
+    def is_short(self) -> bool:
+        return self.name == "short"
+
+    @property
     def until_s(self) -> float:
         """The end of the fault."""
         return self.before_s + self.fault_s
@@ -78,7 +82,7 @@ class Goal:
         return value <= bound if self.at_most is not None else value >= bound
 
     def bound(self, size: Size) -> float | None:
-        if size is SHORT:
+        if size.is_short:
             return self.short
         return self.at_most if self.at_most is not None else self.at_least
 
@@ -88,7 +92,10 @@ Timeline = Callable[[Size], list[Event]]
 
 @dataclass(frozen=True)
 class Scenario:
-    """One row of the table. load: of the capacity of all partitions together. rate: instead of it, per second."""
+    """One row of the table. load: of the capacity of all partitions together. rate: instead of it, per second.
+
+    short_after_s: a short run goes on for so long after the fault, if a goal there says how long recovery may take.
+    """
 
     name: str
     title: str
@@ -103,6 +110,11 @@ class Scenario:
     login: bool = False
     session_limit: int = 0
     fixed: bool = False  # the service time does not vary
+    short_after_s: float = 0
+
+    def sized(self, size: Size) -> Size:
+        """The size of its own run."""
+        return replace(size, after_s=max(size.after_s, self.short_after_s)) if size.is_short else size
 
     def capacity(self, service_ms: float) -> float:
         """Calls per second of all partitions together."""
@@ -116,7 +128,7 @@ class Scenario:
     def requests_per_s(self, size: Size) -> float:
         """The offered load."""
         if self.rate:
-            return self.rate * (size.load_factor if size is not SHORT else 1 / size.service_ms)
+            return self.rate * (size.load_factor if not size.is_short else 1 / size.service_ms)
         overload = self.load > 1
         factor = 1 if overload else size.load_factor
         return self.load * factor * self.capacity(size.service_ms) / self.calls_per_request()
@@ -283,6 +295,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             Goal("seconds until all is right again", measure.seconds_to_all_right, at_most=1.5, short=6),
         ),
         load=0.2,
+        short_after_s=7,
     ),
     Scenario(
         "T12", "30 % more than one partition can do", nothing,

@@ -17,9 +17,9 @@ import pytest
 from bench import outcome as measure
 from bench.faults import Report, prepare, run_scenario
 from bench.open_loop import Call, Generator, Run
-from bench.outcome import Outcome, Sample, oracle_p99_ms
+from bench.outcome import Outcome, Sample, oracle_p99_ms, seconds_to_all_right, seconds_to_full_share
 from bench.requests import Target
-from bench.scenarios import BY_NAME, IN_CI, LONG, NORMAL, SCENARIOS, SHORT, Goal, Scenario
+from bench.scenarios import BY_NAME, IN_CI, LONG, NORMAL, SCENARIOS, SHORT, Goal, Scenario, Size
 from bench.tokens import Token
 
 ATTEMPTS = 3
@@ -50,6 +50,14 @@ def test_every_row_of_the_acceptance_table_is_there() -> None:
 
 def test_every_scenario_looks_at_something_in_a_short_run() -> None:
     assert all(any(goal.short is not None for goal in scenario.goals) for scenario in SCENARIOS)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name.replace(" ", "_"))
+@pytest.mark.parametrize("size", [SHORT, NORMAL, LONG], ids=lambda size: size.name)
+def test_a_run_goes_on_for_longer_than_recovery_may_take(scenario: Scenario, size: Size) -> None:
+    for goal in scenario.goals:
+        if goal.measure in (seconds_to_all_right, seconds_to_full_share) and (bound := goal.bound(size)) is not None:
+            assert scenario.sized(size).after_s >= bound + 0.5, goal.text
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name.replace(" ", "_"))

@@ -17,8 +17,26 @@ from typing import Any
 import httpx
 
 from tests.scenario.nodes import Deployment, Node, Traffic
-from tests.scenario.test_nodes_in_trouble import answers, made
 from tests.servers import wait_until
+
+
+def made(proxies: Deployment) -> dict[str, Any]:
+    """A store with two keys, served by every node; its credential."""
+    store = proxies.shell(
+        "store", "create", "pay", "--uri-path-prefix", "/pay", "--region", "us-east-1", "--key-source", "local"
+    )
+    for key in ("k1", "k2"):
+        proxies.shell("key", "create", "pay", key)
+    credential: dict[str, Any] = store["credential"]
+    wait_until(lambda: answers(proxies, credential, "k2") == {"ok"}, "served by every node", 20)
+    copies = [node.directory / "state" / "copy.jsonl" for node in proxies.nodes]
+    wait_until(lambda: all(copy.exists() and '"k2"' in copy.read_text() for copy in copies), "copied by every node", 30)
+    return credential
+
+
+def answers(proxies: Deployment, credential: dict[str, Any], key: str) -> set[str]:
+    """What each node says to an Encrypt."""
+    return {client.call("encrypt").error or "ok" for client in proxies.clients(credential, "/pay", key)}
 
 
 class Scene:

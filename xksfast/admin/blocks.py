@@ -57,20 +57,34 @@ class Confirmation:
         return f"Not confirmed by {'; '.join(self.pending)}" if self.pending else ""
 
 
+class NobodyThere(OperatorError):
+    """A node from which nothing was heard for long does not answer: it may serve, but it is not waited for."""
+
+
+class ServesNothing(OperatorError):
+    """A node that has stopped or was forgotten does not answer: nothing needs to be confirmed."""
+
+
 class Peers(Protocol):
     """The other nodes that share the state."""
 
     def alive(self) -> list[str]:
         """Names of those that are, as far as is known."""
 
-    def may_serve(self) -> list[str]:
-        """Names of those, and of others of which nobody knows that they serve nothing."""
+    def names(self) -> list[str]:
+        """Of all that may serve, heard of or not."""
+
+    async def newcomers(self) -> list[str]:
+        """Names of those that the database knows now."""
+
+    def heartbeat_ms(self, node: str) -> int:
+        """What it last said before now, to tell from what it says later."""
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
-        """Returns when it has confirmed. OperatorError or OSError: it has not."""
+        """Returns when it has confirmed. NobodyThere, ServesNothing, another OperatorError, OSError: it has not."""
 
-    async def restricted(self, node: str, seq: int) -> None:
-        """Returns when its workers have restricted event `seq`."""
+    async def restricted(self, node: str, seq: int, *, since_ms: int = 0) -> None:
+        """Returns when it has said that its workers have restricted event `seq`. since_ms: a heartbeat that is too old to say so."""
 
 
 class Blocks:
@@ -121,10 +135,14 @@ class Blocks:
         )
         record = asyncio.ensure_future(self._record(block, plan))
         asked = {self._node: asyncio.wait_for(self.enforce(block), LOCAL_PATIENCE_S)}
-        asked |= {node: self._tell(node, block, record) for node in self._peers.may_serve()}
+        asked |= {node: self._tell(node, block, record) for node in self._peers.names()}
         confirmed, pending = await _confirmed(asked, began)
         done, _ = await asyncio.wait((record,), timeout=RECORD_PATIENCE_S)
         recorded = bool(done) and record.exception() is None and record.result()
+        if recorded:
+            late = {node: self._tell(node, block, record) for node in await self._peers.newcomers() if node not in asked}
+            also_confirmed, also_pending = await _confirmed(late, began)
+            confirmed, pending = confirmed + also_confirmed, pending + also_pending
         self._log.warning(
             "blocked", kind=kind, id=target, actor=actor.name, confirmed=len(confirmed), pending=pending, recorded=recorded
         )
@@ -135,8 +153,10 @@ class Blocks:
 
         OperatorError, OSError: what became of the message, when neither came in time.
         """
+        since_ms = self._peers.heartbeat_ms(node)
         by_message = asyncio.ensure_future(self._peers.tell_block(node, block))
-        ways = {by_message, asyncio.ensure_future(self._restricted(node, block, record))}
+        by_log = asyncio.ensure_future(self._restricted(node, block, record, since_ms))
+        ways = {by_message, by_log}
         until = time.monotonic() + PEERS_PATIENCE_S
         try:
             waiting = ways
@@ -146,20 +166,22 @@ class Blocks:
                 )
                 if any(way.exception() is None for way in done):
                     return
-                if not done:
+                if not done or (by_message.done() and isinstance(by_message.exception(), (NobodyThere, ServesNothing))):
                     break
             if not by_message.done():
                 raise TimeoutError
+            if by_log.done() and isinstance(stopped := by_log.exception(), ServesNothing):
+                raise stopped
             by_message.result()
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _restricted(self, node: str, block: PendingBlock, record: asyncio.Future[bool]) -> None:
+    async def _restricted(self, node: str, block: PendingBlock, record: asyncio.Future[bool], since_ms: int) -> None:
         if not await asyncio.shield(record):
             raise OperatorError("it is not in the log")
-        await self._peers.restricted(node, self._logged.get(block.block_id, self._store.seq))
+        await self._peers.restricted(node, self._logged.get(block.block_id, self._store.seq), since_ms=since_ms)
 
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
         """Needs the database: what is not recorded must not be undone by a node that was not told."""
@@ -281,6 +303,8 @@ async def _confirmed(
     async def confirm(node: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except ServesNothing:
+            pass
         except (OperatorError, OSError, TimeoutError) as error:
             pending.append(f"{node}: {str(error) or 'no answer in time'}")
         else:

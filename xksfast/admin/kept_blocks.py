@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks that the database does not know (any more): which they are, and how each is recorded anew."""
+"""What a database that was restored does not know any more, or never heard of: blocks, how each is recorded anew, and nodes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
 from xksfast.admin.plans import keys, stores
+from xksfast.admin.roster import Peer
 from xksfast.log import Log
+from xksfast.state.database import Database
 from xksfast.state.events import Change
 from xksfast.state.local_copy import LocalCopy
 from xksfast.state.projection import State
+from xksfast.state.records import NodeRow
 
 
 def keep_blocks(journal: BlockJournal, known: LocalCopy, state: State, node: str, log: Log) -> None:
@@ -37,6 +40,15 @@ def keep_blocks(journal: BlockJournal, known: LocalCopy, state: State, node: str
                 )
             )
             log.warning("block_kept", kind=value.kind, id=value.id, why="the database went back to before it")
+
+
+def keep_nodes(database: Database, peers: Iterable[Peer], now_ms: int) -> None:
+    """Nodes that this one knew, and a database that was restored from before their time does not: they may serve, so they are asked."""
+    known = {row.name for row in database.nodes()}
+    for peer in peers:
+        if peer.name not in known:
+            why = "it has not been heard of since the database was restored from before it was there"
+            database.heartbeat(NodeRow(peer.name, "", peer.url, 0, now_ms, 0, 0, {"problems": [why]}))
 
 
 def recording(block: PendingBlock) -> Callable[[State], list[Change]]:

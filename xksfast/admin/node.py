@@ -26,7 +26,7 @@ from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import BLOCKED, Blocks
 from xksfast.admin.copying import Copying
 from xksfast.admin.hearing import Hearing
-from xksfast.admin.kept_blocks import keep_blocks, recording
+from xksfast.admin.kept_blocks import keep_blocks, keep_nodes, recording
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.root_operator import make_root
@@ -137,13 +137,13 @@ class Node:
         self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
         known = await self._run(lambda: read_position(self._copying.file))
+        await self._run(self._roster.recall)
         try:
             self._database, self._sealer = await self._run(partial(self._connect, known[0] if known else 0))
         except (StateUnavailable, StateFull, StateReadOnly) as error:
             if known is None:
                 raise
             await self._run(partial(self._take_copy, error))
-            self._roster.recall()
             self._hearing.not_heard(error)
         else:
             self._secrets = SecretRows(self._database, self._sealer)
@@ -156,9 +156,7 @@ class Node:
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self.usage.add)
-        self._peers = HttpPeers(
-            self._roster, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._database.nodes)
-        )
+        self._peers = HttpPeers(self._roster, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._read_nodes))
         self.blocks = Blocks(
             node=self.name,
             journal=journal,
@@ -181,6 +179,7 @@ class Node:
         )
         self._upkeep = Upkeep(self.service, self._store, self._linking, self._log)
         if not self._away:
+            await self._say_alive()  # other nodes know of us before we serve, and we of them before we block
             await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
             await self._apply_declared()
@@ -322,6 +321,7 @@ class Node:
         if own == head:  # it goes on where we were
             return
         self._log.error("older_state_served", known_seq=seq, seq=theirs[0], next="changes after its backup are to be made anew")
+        keep_nodes(self._database, self._roster.all(), _now_ms())
         copy = read_copy(self._copying.file)
         if copy is not None:
             with self._store.reading() as state:
@@ -405,7 +405,13 @@ class Node:
         else:
             self._hearing.written()
         with suppress(StateError):  # _follow tells of it
-            await self._run(lambda: self._roster.told(self._database.nodes()))
+            await self._run(self._read_nodes)
+
+    def _read_nodes(self) -> list[NodeRow]:
+        """In the state thread."""
+        rows = self._database.nodes()
+        self._roster.told(rows)
+        return rows
 
     # --- once a second
 
@@ -458,15 +464,15 @@ class Node:
     # --- end
 
     async def close(self, *, drained: bool) -> None:
-        """The last local copy, then everything is let go. Other nodes are told of the end, so that no block waits for this one."""
+        """The last local copy, then everything is let go. Other nodes are told of the end first, so that no block misses this one."""
         if self._api is not None:
             await self._api.close()
         if self._opened:
-            await self.usage.write(self._database)
-            await self._write_copy()
             if drained:  # else another one may have taken our place already
                 self._stopped = True
                 await self._say_alive()
+            await self.usage.write(self._database)
+            await self._write_copy()
             await self._peers.close()
         self._stop.set()
         for task in tuple(self._tasks):

@@ -12,12 +12,14 @@ import importlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from xksfast.admin.block_journal import PendingBlock
-from xksfast.admin.roster import Roster
+from xksfast.admin.blocks import NobodyThere, ServesNothing
+from xksfast.admin.roster import Peer, Roster
 from xksfast.errors import OperatorError
 from xksfast.state.records import NodeRow
 from xksfast.state.sealing import Sealer
@@ -32,10 +34,11 @@ MAC_HEADER = "x-xksfast-mac"
 ALLOWED_SKEW_S = 60
 ANSWER_WITHIN_S = 1.8  # less than a block waits for: who asked is told what became of the message
 ASK_AGAIN_S = 0.1
+NOT_WAITED_FOR_S = 30.0  # after a silent or stopped node did not answer: many blocks in a row would take minutes longer
 
 
 class HttpPeers:
-    """ca_file: "" trusts the system's authorities. read_nodes: reads the nodes table again."""
+    """ca_file: "" trusts the system's authorities. read_nodes: reads the nodes table again, and tells the roster."""
 
     def __init__(
         self, roster: Roster, sealer: Callable[[], Sealer], ca_file: str, read_nodes: Callable[[], Awaitable[list[NodeRow]]]
@@ -45,6 +48,8 @@ class HttpPeers:
         self._read_nodes = read_nodes
         self._context = ssl.create_default_context(cafile=ca_file or None)
         self._client: httpx.AsyncClient | None = None
+        self._unanswered: dict[str, tuple[float, str]] = {}  # silent nodes: until when none waits for them, and why
+        self._messages: set[asyncio.Task[None]] = set()  # that nobody waits for
 
     async def prepare(self) -> httpx.AsyncClient:
         """Bring what it takes to reach them: a fifth of a second on a slow core, for which neither a start nor a block should wait."""
@@ -57,17 +62,56 @@ class HttpPeers:
         """See Roster."""
         return self._roster.alive()
 
-    def may_serve(self) -> list[str]:
-        """See Roster."""
-        return self._roster.may_serve()
+    def names(self) -> list[str]:
+        """Of all that may serve."""
+        return [peer.name for peer in self._roster.all()]
+
+    async def newcomers(self) -> list[str]:
+        """See Peers. Who has come when the database does not answer is not known."""
+        try:
+            await asyncio.wait_for(self._read_nodes(), ANSWER_WITHIN_S)
+        except (OperatorError, TimeoutError):
+            return []
+        return self.names()
+
+    def heartbeat_ms(self, node: str) -> int:
+        """See Peers."""
+        peer = self._roster.find(node)
+        return peer.heartbeat_ms if peer is not None else 0
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
-        """Returns when the node's workers have confirmed."""
+        """Returns when the node's workers have confirmed. See Peers."""
         peer = self._roster.find(node)
         if peer is None:
-            raise OperatorError("it was forgotten just now")
+            raise ServesNothing("it was forgotten just now")
+        until, why = self._unanswered.get(node, (0.0, ""))
+        if peer.doubt and time.monotonic() < until:
+            task = asyncio.ensure_future(self._tell_anyhow(peer, block))
+            self._messages.add(task)
+            task.add_done_callback(self._messages.discard)
+            raise self._nothing_expected(peer, why)
+        try:
+            await self._send(peer, block)
+        except OperatorError as error:
+            if not peer.doubt:
+                raise
+            self._unanswered[node] = time.monotonic() + NOT_WAITED_FOR_S, str(error)
+            raise self._nothing_expected(peer, str(error)) from None
+        self._unanswered.pop(node, None)
+
+    async def _tell_anyhow(self, peer: Peer, block: PendingBlock) -> None:
+        """It may be there again."""
+        with suppress(OperatorError):
+            await self._send(peer, block)
+            self._unanswered.pop(peer.name, None)
+
+    def _nothing_expected(self, peer: Peer, why: str) -> OperatorError:
+        """Of a stopped node one is sure only while the database tells: it may have been started since."""
+        return (ServesNothing if peer.stopped and self._roster.has_news() else NobodyThere)(f"{why}{peer.doubt}")
+
+    async def _send(self, peer: Peer, block: PendingBlock) -> None:
         if not peer.url:
-            raise OperatorError(f"it has no [admin] url, so it hears of blocks through the database only{peer.doubt}")
+            raise OperatorError("it has no [admin] url, so it hears of blocks through the database only")
         body = msgspec.json.encode(block)
         stamp = str(int(time.time()))
         mac = self._sealer().mac(MAC_LABEL, signed_part(stamp, body))
@@ -82,26 +126,28 @@ class HttpPeers:
                     headers={TIME_HEADER: stamp, MAC_HEADER: mac.hex(), "content-type": "application/json"},
                 )
         except (httpx.TimeoutException, TimeoutError):
-            raise OperatorError(f"no answer in time from {peer.url}{peer.doubt}") from None
+            raise OperatorError(f"no answer in time from {peer.url}") from None
         except httpx.HTTPError as error:
-            raise OperatorError(f"{peer.url} cannot be reached: {type(error).__name__}{peer.doubt}") from None
+            raise OperatorError(f"{peer.url} cannot be reached: {type(error).__name__}") from None
         if answer.status_code != 200:
-            raise OperatorError(f"{peer.url} answered {answer.status_code}{peer.doubt}")
+            raise OperatorError(f"{peer.url} answered {answer.status_code}")
 
-    async def restricted(self, node: str, seq: int) -> None:
-        """Until the node says so in the database, or that it serves nothing any more."""
+    async def restricted(self, node: str, seq: int, *, since_ms: int = 0) -> None:
+        """Until the node says so in the database. See Peers."""
         while True:
             row = {row.name: row for row in await self._read_nodes()}.get(node)
             if row is None or row.is_stopped:
-                return
+                raise ServesNothing("it stopped or was forgotten just now")
             if row.details.get("problems"):  # it follows another log, or none
                 raise OperatorError("; ".join(map(str, row.details["problems"])))
-            if row.restricted_seq >= seq:
+            if row.restricted_seq >= seq and row.heartbeat_ms != since_ms:
                 return
             await asyncio.sleep(ASK_AGAIN_S)
 
     async def close(self) -> None:
         """Close every connection."""
+        for task in tuple(self._messages):
+            task.cancel()
         if self._client is not None:
             await self._client.aclose()
 

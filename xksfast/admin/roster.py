@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other nodes that share the database, as it last told of them: which are alive, and which may serve without being heard of.
+"""The other nodes that share the database, as it last told of them: whom the kill switch asks, and who counts as alive.
 
-A newcomer's trap: a node that the database has not heard of for long is not a node that serves nothing. It may be cut off from the
-database only, and goes on serving what it knew; so the kill switch asks every node that did not say that it stopped. And while we are
-cut off ourselves, what it said may be old: a stopped node may have been started since. Whom to ask then is kept in a file, since a
-node that starts without the database knows nobody otherwise.
+Newcomers' traps: a node that the database has not heard of for long is not a node that serves nothing. It may be cut off from the
+database only, and goes on serving what it knew. Nor is one that said that it stopped, since it may have been started without the
+database. So all of them are asked, and only from whom nothing can be expected no answer is missed. Whom to ask is kept in a file, since
+a node that starts without the database knows nobody otherwise. And clocks of nodes may be wrong by any time: a node is heard of when
+what it last said changes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ NEWS_FOR_S = 3.0  # the table is read every second
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """silent_ms: since it was last heard of, when the database last told. stopped: it served nothing any more then."""
+    """heartbeat_ms: when it last told of itself, by its own clock. silent_ms: how long that was ago when the database last told.
+
+    stopped: it served nothing any more then.
+    """
 
     name: str
     url: str
+    heartbeat_ms: int = 0
     silent_ms: int = 0
     stopped: bool = False
 
@@ -55,6 +60,7 @@ class Roster:
         self._log = log
         self._clock = clock
         self._peers: dict[str, Peer] = {}
+        self._heard: dict[str, tuple[int, float]] = {}  # other nodes' heartbeats, and when each was new by our clock
         self._told_at: float | None = None
         self._kept: object = None
         self._fails = False
@@ -62,13 +68,24 @@ class Roster:
     def told(self, rows: Iterable[NodeRow]) -> None:
         """What the database says now. While it is away the nodes that were alive then count as alive: one of them may not be.
 
-        By the newest heartbeat of all, since the nodes' clocks need not be ours.
+        What was heard of before we ran is as old as it says, by comparison with what we said ourselves.
         """
-        rows = list(rows)
-        newest = max((row.heartbeat_ms for row in rows), default=0)
-        peers = [Peer(row.name, row.url, newest - row.heartbeat_ms, row.is_stopped) for row in rows if row.name != self._node]
-        self._peers = {peer.name: peer for peer in peers if peer.silent_ms <= MAY_SERVE_WITHIN_MS}
-        self._told_at = self._clock()
+        rows, now = list(rows), self._clock()
+        own_ms = next((row.heartbeat_ms for row in rows if row.name == self._node), time.time_ns() // 1_000_000)
+        former, self._heard = self._heard, {}
+        peers = {}
+        for row in rows:
+            if row.name == self._node:
+                continue
+            heartbeat_ms, heard_at = former.get(row.name, (row.heartbeat_ms, now - max(0, own_ms - row.heartbeat_ms) / 1000))
+            if heartbeat_ms != row.heartbeat_ms:
+                heard_at = now
+            self._heard[row.name] = row.heartbeat_ms, heard_at
+            silent_ms = round(1000 * (now - heard_at))
+            if silent_ms <= MAY_SERVE_WITHIN_MS:
+                peers[row.name] = Peer(row.name, row.url, row.heartbeat_ms, silent_ms, row.is_stopped)
+        self._peers = peers
+        self._told_at = now
         self._keep()
 
     def _keep(self) -> None:
@@ -87,7 +104,7 @@ class Roster:
             self._kept, self._fails = kept, False
 
     def recall(self) -> None:
-        """For a start without the database: whom it told of when we last ran."""
+        """At the start, since the database may be away or go away at once: whom it told of when we last ran."""
         try:
             kept = msgspec.json.decode(self._file.read_bytes(), type=dict[str, str])
         except FileNotFoundError:
@@ -103,13 +120,14 @@ class Roster:
         """Names of those that were heard of just now."""
         return sorted(peer.name for peer in self._peers.values() if not peer.stopped and peer.silent_ms <= ALIVE_WITHIN_MS)
 
-    def may_serve(self) -> list[str]:
-        """Names of all that nobody can say of that they serve nothing."""
-        return sorted(peer.name for peer in self._peers.values() if not (peer.stopped and self._has_news()))
+    def all(self) -> list[Peer]:
+        """By name: the alive, the silent, and the stopped ones."""
+        return sorted(self._peers.values(), key=lambda peer: peer.name)
 
     def find(self, name: str) -> Peer | None:
         """None: it is no more."""
         return self._peers.get(name)
 
-    def _has_news(self) -> bool:
+    def has_news(self) -> bool:
+        """Whether the database told just now."""
         return self._told_at is not None and self._clock() - self._told_at <= NEWS_FOR_S

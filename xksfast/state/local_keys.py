@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xksfast.errors import NativeError, OperatorError
 from xksfast.native.crypto import Secret, SecretPages, seal_new_key, seal_open
-from xksfast.secret_file import FileThere, write_secret_file
+from xksfast.secret_file import FileThere, sync_directory, write_secret_file
 
 
 class LocalKeyFiles:
@@ -25,6 +25,7 @@ class LocalKeyFiles:
         """Create the key when there is none; True when it was made now. Never overwrites."""
         path = self._path(label)
         if path.exists():
+            self._sync()
             return False
         sealed = seal_new_key(self._master_key(), _context(label))
         try:
@@ -34,10 +35,18 @@ class LocalKeyFiles:
         try:
             write_secret_file(path, sealed)  # on disk before anything can be encrypted with it
         except FileThere:  # somebody else made it meanwhile
+            self._sync()
             return False
         except OperatorError as error:
             raise OperatorError(f"local key {label!r}: {error}") from error
         return True
+
+    def _sync(self) -> None:
+        """Whoever gave a key its name may have failed to bring that to the disk."""
+        try:
+            sync_directory(self._directory)
+        except OSError as error:
+            raise OperatorError(f"{self._directory} cannot be written: {error.strerror}") from error
 
     def unseal(self, label: str, pages: SecretPages, slot: int) -> None:
         """The key's bytes into a slot. OperatorError says what to do."""

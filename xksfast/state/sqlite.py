@@ -52,13 +52,13 @@ class SqliteBackend(Backend):
         try:
             if create:
                 with suppress(FileExistsError):
-                    os.close(os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
+                    os.close(os.open(os.path.realpath(self._path), os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600))
             mode = self._path.stat().st_mode
             if not stat.S_ISREG(mode):
                 raise StateUnavailable(f"{self.description} is no file: correct [state] url")
             if mode & 0o077:
                 self._path.chmod(0o600)
-            if not os.access(self._path, os.R_OK | os.W_OK, effective_ids=True):
+            if not os.access(self._path, os.R_OK | os.W_OK, effective_ids=os.geteuid() != os.getuid()):
                 read_only = os.statvfs(self._path).f_flag & os.ST_RDONLY
                 raise OSError(errno.EROFS, "") if read_only else PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except FileNotFoundError:

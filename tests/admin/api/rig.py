@@ -82,9 +82,17 @@ class OtherNodes:
         """See Peers."""
         return list(self.says)
 
-    def may_serve(self) -> list[str]:
+    def names(self) -> list[str]:
         """See Peers."""
         return list(self.says)
+
+    async def newcomers(self) -> list[str]:
+        """See Peers."""
+        return list(self.says)
+
+    def heartbeat_ms(self, node: str) -> int:
+        """See Peers."""
+        return 0
 
     async def tell_block(self, node: str, block: object) -> None:
         """See Peers."""
@@ -92,7 +100,7 @@ class OtherNodes:
         if self.says[node]:
             raise OperatorError(self.says[node])
 
-    async def restricted(self, node: str, seq: int) -> None:
+    async def restricted(self, node: str, seq: int, *, since_ms: int = 0) -> None:
         """See Peers."""
         await asyncio.sleep(self.takes_s)
         if self.says[node]:

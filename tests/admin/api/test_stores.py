@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.admin.api.rig import Rig
+from xksfast.admin.blocks import ServesNothing
 from xksfast.errors import OperatorError
 
 LOCAL = {"region": "us-east-1", "key_source": "local"}
@@ -117,7 +118,7 @@ def test_a_node_that_hears_no_message_confirms_by_the_log(
             await asyncio.sleep(60)
         raise OperatorError("it is starting")
 
-    async def restricted(node: str, seq: int) -> None:
+    async def restricted(node: str, seq: int, *, since_ms: int = 0) -> None:
         asked.append(seq)
         if node == "n3":
             raise OperatorError("it follows no log")
@@ -129,6 +130,25 @@ def test_a_node_that_hears_no_message_confirms_by_the_log(
     assert {each["node"] for each in answer["confirmed"]} == {"n1", "n2"}
     assert answer["pending"] == [f"n3: {'no answer in time' if silent else 'it is starting'}"]
     assert asked == [rig.read(lambda state: state.seq)] * 2
+
+
+def test_a_node_that_came_meanwhile_is_asked_and_one_that_serves_nothing_is_not_missed(
+    rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(admin, "newcomer")
+    monkeypatch.setattr(rig.other_nodes, "says", {"n2": "", "n3": "it is starting"})
+    monkeypatch.setattr(rig.other_nodes, "names", list)
+    answer = admin.post("/v1/stores/newcomer/block").json()
+    assert {each["node"] for each in answer["confirmed"]} == {"n1", "n2"}
+    assert answer["pending"] == ["n3: it is starting"]
+
+    async def serves_nothing(node: str, *_: object, **__: object) -> None:
+        raise ServesNothing("it has stopped")
+
+    monkeypatch.setattr(rig.other_nodes, "tell_block", serves_nothing)
+    monkeypatch.setattr(rig.other_nodes, "restricted", serves_nothing)
+    answer = admin.post("/v1/stores/newcomer/block").json()
+    assert ({each["node"] for each in answer["confirmed"]}, answer["pending"]) == ({"n1"}, [])
 
 
 def test_every_node_is_asked_at_the_same_time_when_a_block_ends(
