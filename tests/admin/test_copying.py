@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import httpx
@@ -11,9 +12,10 @@ import pytest
 
 from tests.admin.api.rig import Rig
 from tests.admin.api.test_stores import new_store
-from xksfast.admin.copying import Copying
+from xksfast.admin.copying import TIME_SHARE, Copying
 from xksfast.log import Log
 from xksfast.state.local_copy import read_position
+from xksfast.state.records import WrappedDataKey
 
 
 def test_a_copy_that_cannot_be_written_is_a_problem_until_it_can(
@@ -42,3 +44,19 @@ def test_a_copy_that_cannot_be_written_is_a_problem_until_it_can(
     assert not write()  # there is nothing new
     events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
     assert [event for event in events if "copy" in event] == ["local_copy_not_written", "local_copy_written_again"]
+
+
+def test_a_database_that_kept_the_copy_waiting_does_not_make_the_next_one_late(
+    rig: Rig, admin: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(admin, "kept-waiting")
+    really = rig.database.data_keys
+
+    def slowly() -> list[WrappedDataKey]:
+        time.sleep(1)
+        return really()
+
+    monkeypatch.setattr(rig.database, "data_keys", slowly)
+    copying = Copying(tmp_path / "copy.jsonl", rig._run, Log("test"))
+    assert rig.call(copying.write(rig.store, rig.database, rig._secrets, lambda: rig.sealer))
+    assert copying.interval_s < 1 / TIME_SHARE

@@ -18,7 +18,8 @@ from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import StateStore
 
-COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to a twentieth of the time
+COPY_INTERVAL_S = 1.0  # or as much longer as keeps writing it to these shares:
+CPU_SHARE, TIME_SHARE = 1 / 20, 1 / 5  # of a core, and of the state thread's time, which may pass in waiting for a disk
 
 
 class Copying:
@@ -38,21 +39,25 @@ class Copying:
             if state.seq == self.seq:
                 return False
 
-        def write() -> int:
+        def write() -> tuple[int, float]:
             with store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
                 known = Loaded(state.with_revisions(), state.seq, state.head)
-            write_copy(self.file, known, database.data_keys(), secrets.rows(), sealer())
-            return known.seq
+            data_keys = database.data_keys()
+            began, cpu_began = (
+                time.monotonic(),
+                time.thread_time(),
+            )  # not before: waiting for the database is no cost of the copy
+            write_copy(self.file, known, data_keys, secrets.rows(), sealer())
+            return known.seq, max((time.thread_time() - cpu_began) / CPU_SHARE, (time.monotonic() - began) / TIME_SHARE)
 
-        began = time.monotonic()
         try:
-            self.seq = await self._run(write)
+            self.seq, interval_s = await self._run(write)
         except StateError:  # whoever follows the log tells of it
             return False
         except OSError as error:
             self._not_written(error.strerror or str(error))
             return False
-        self.interval_s = max(COPY_INTERVAL_S, 20 * (time.monotonic() - began))
+        self.interval_s = max(COPY_INTERVAL_S, interval_s)
         if self.problem:
             self._log.info("local_copy_written_again", file=str(self.file))
         self.problem = ""
