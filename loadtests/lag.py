@@ -8,6 +8,7 @@ and what it stood in the run queue for).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +17,23 @@ from loadtests.series import Recorder
 
 INTERVAL_S = 0.02
 SCHEDSTAT = Path("/proc/thread-self/schedstat")  # ns on a CPU, ns in the run queue, slices
+STAT = Path("/proc/stat")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def wanted_s() -> float:
-    """Seconds for which this thread has wanted a CPU; without the kernel's statistics those for which it had one."""
+    """Seconds for which this thread has wanted a CPU; without the kernel's statistics those for which it had one.
+
+    What the hypervisor took counts as wanted: the kernel gives it to no thread, and takes it from who runs.
+    """
     try:
         running, waiting, _ = SCHEDSTAT.read_text().split()
-    except (OSError, ValueError):
+        taken_s = (
+            int(STAT.read_text().split("\n", 1)[0].split()[8]) / TICKS_PER_S / (os.cpu_count() or 1)
+        )  # "steal" of all CPUs
+    except (OSError, ValueError, IndexError):
         return time.thread_time()
-    return (int(running) + int(waiting)) / 1e9
+    return (int(running) + int(waiting)) / 1e9 + taken_s
 
 
 def watch(

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 
+from loadtests import lag
 from loadtests.histogram import Histogram
-from loadtests.lag import INTERVAL_S, watch
+from loadtests.lag import INTERVAL_S, wanted_s, watch
 from loadtests.series import TOO_LATE, UNANSWERED, WRONG, Bucket, Outcome, Recorder, Series
 from loadtests.slo import Result, Slo, table
 
@@ -191,3 +196,22 @@ def test_the_table_names_verdicts_and_failures() -> None:
     assert "MISSED  availability" in text
     assert "2  DependencyTimeoutException" in text
     assert "10 requests, 2 failed" in text
+
+
+def test_a_thread_that_never_sleeps_wants_a_cpu_however_little_of_it_it_gets() -> None:
+    began, before = time.monotonic(), wanted_s()
+    while time.monotonic() - began < 0.5:
+        pass
+    took_s, wanted = time.monotonic() - began, wanted_s() - before
+    assert 0.6 * took_s < wanted < 1.6 * took_s
+
+
+def test_what_the_hypervisor_takes_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("SCHEDSTAT", "1500000000 500000000 9\n"), ("STAT", "cpu  1 2 3 4 5 6 7 800 0 0\ncpu0 1 2 3\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(lag, name, tmp_path / name)
+    monkeypatch.setattr(lag, "TICKS_PER_S", 100)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert wanted_s() == 1.5 + 0.5 + 8 / 2
+    (tmp_path / "STAT").unlink()
+    assert wanted_s() == pytest.approx(time.thread_time(), abs=0.1)
