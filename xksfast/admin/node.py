@@ -156,7 +156,12 @@ class Node:
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self.usage.add)
-        self._peers = HttpPeers(self._roster, lambda: self._sealer, self._admin.ca_file, lambda: self._run(self._read_nodes))
+        self._peers = HttpPeers(
+            self._roster,
+            lambda: self._sealer,
+            self._admin.ca_file,
+            lambda: self._run(lambda: self._roster.read(self._database)),
+        )
         self.blocks = Blocks(
             node=self.name,
             journal=journal,
@@ -300,6 +305,7 @@ class Node:
                 node=self.name,
                 service=self.service,
                 linking=await self._linking(),
+                roster=self._roster,
                 blocks=self.blocks,
                 usage=self.usage,
                 store=self._store,
@@ -405,13 +411,7 @@ class Node:
         else:
             self._hearing.written()
         with suppress(StateError):  # _follow tells of it
-            await self._run(self._read_nodes)
-
-    def _read_nodes(self) -> list[NodeRow]:
-        """In the state thread."""
-        rows = self._database.nodes()
-        self._roster.told(rows)
-        return rows
+            await self._run(lambda: self._roster.read(self._database))
 
     # --- once a second
 

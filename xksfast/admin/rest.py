@@ -17,6 +17,7 @@ from xksfast.admin.api.server import ApiServer, serve_api
 from xksfast.admin.blocks import Blocks
 from xksfast.admin.linking import Linking
 from xksfast.admin.peers import is_authentic
+from xksfast.admin.roster import Roster
 from xksfast.admin.service import Service
 from xksfast.admin.state_thread import StateThread
 from xksfast.admin.usage import Usage
@@ -35,6 +36,7 @@ async def serve_rest(
     node: str,
     service: Service,
     linking: Linking,
+    roster: Roster,
     blocks: Blocks,
     usage: Usage,
     store: StateStore,
@@ -47,6 +49,7 @@ async def serve_rest(
     reads = LogReads(
         database,
         run,
+        roster,
         open_another=lambda: Database.open(config.state.url, create=False),
         is_mac=lambda data, mac: sealer().verify_mac(CHECKPOINT_LABEL, data, mac),
         seq=lambda: store.seq,

@@ -19,6 +19,7 @@ import msgspec
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.secret_file import write_secret_file
+from xksfast.state.database import Database
 from xksfast.state.records import NodeRow
 
 ALIVE_WITHIN_MS = 10_000  # a heartbeat is sent every second
@@ -64,6 +65,12 @@ class Roster:
         self._told_at: float | None = None
         self._kept: object = None
         self._fails = False
+
+    def read(self, database: Database) -> list[NodeRow]:
+        """What the nodes table says now, every node of it. For the state thread; StateError."""
+        rows = database.nodes()
+        self.told(rows)
+        return rows
 
     def told(self, rows: Iterable[NodeRow]) -> None:
         """What the database says now. While it is away the nodes that were alive then count as alive: one of them may not be.
@@ -119,6 +126,10 @@ class Roster:
     def alive(self) -> list[str]:
         """Names of those that were heard of just now."""
         return sorted(peer.name for peer in self._peers.values() if not peer.stopped and peer.silent_ms <= ALIVE_WITHIN_MS)
+
+    def is_alive(self, name: str) -> bool:
+        """Of any node, also of our own."""
+        return name == self._node or name in self.alive()
 
     def all(self) -> list[Peer]:
         """By name: the alive, the silent, and the stopped ones."""

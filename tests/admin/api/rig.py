@@ -27,6 +27,7 @@ from xksfast.admin.dev_certificates import Authority, CertificateFiles
 from xksfast.admin.peers import is_authentic
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused
+from xksfast.admin.roster import Roster
 from xksfast.admin.service import Service
 from xksfast.admin.state_thread import StateThread
 from xksfast.admin.usage import Usage
@@ -173,6 +174,7 @@ class Rig:
         reads = LogReads(
             lambda: self.database,
             self._run,
+            Roster("n1", self.directory / "peers.json", Log("test")),
             open_another=lambda: Database.open(state.url),
             is_mac=lambda data, mac: self.sealer.verify_mac(CHECKPOINT_LABEL, data, mac),
             seq=lambda: self.store.seq,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from xksfast.admin.api.parts import EventQuery, LogVerdict, NodeInfo
 from xksfast.admin.api.replays import RunsInThread
-from xksfast.admin.roster import ALIVE_WITHIN_MS
+from xksfast.admin.roster import Roster
 from xksfast.state import chain
 from xksfast.state.database import Database
 from xksfast.state.events import Event
@@ -25,6 +25,7 @@ class LogReads:
         self,
         database: Callable[[], Database],
         run: RunsInThread,
+        roster: Roster,
         *,
         open_another: Callable[[], Database],
         is_mac: Callable[[bytes, bytes], bool],
@@ -32,6 +33,7 @@ class LogReads:
     ) -> None:
         self._database = database
         self._run = run
+        self._roster = roster
         self._open_another = open_another
         self._is_mac = is_mac
         self._seq = seq
@@ -41,9 +43,8 @@ class LogReads:
         return await self._run(lambda: self._database().events(**asdict(query)))
 
     async def nodes(self) -> list[NodeInfo]:
-        """Alive by the newest heartbeat of all, since the nodes' clocks need not be ours."""
-        rows = await self._run(lambda: self._database().nodes())
-        newest = max((row.heartbeat_ms for row in rows), default=0)
+        """By name."""
+        rows = await self._run(lambda: self._roster.read(self._database()))
         return [
             NodeInfo(
                 name=row.name,
@@ -54,7 +55,7 @@ class LogReads:
                 applied_seq=row.acked_seq,
                 restricted_seq=row.restricted_seq,
                 seq=self._seq(),
-                alive=not row.is_stopped and row.heartbeat_ms >= newest - ALIVE_WITHIN_MS,
+                alive=not row.is_stopped and self._roster.is_alive(row.name),
                 stopped=row.is_stopped,
                 problems=tuple(map(str, row.details.get("problems", ()))),
             )
