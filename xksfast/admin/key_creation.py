@@ -33,7 +33,10 @@ def create_local_keys(document: StoreFile, local_keys: LocalKeyFiles) -> list[st
     wanted = {
         key.label for store in document.key_stores.values() if store.is_local for key in store.keys.values() if key.create
     }
-    return [label for label in sorted(wanted) if local_keys.ensure(label)]
+    made = [label for label in sorted(wanted) if local_keys.ensure(label)]
+    if len(made) < len(wanted):
+        local_keys.sync()
+    return made
 
 
 async def create_token_keys(config: Config, document: StoreFile) -> AsyncIterator[KeyToolAnswer]:

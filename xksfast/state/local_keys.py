@@ -25,7 +25,6 @@ class LocalKeyFiles:
         """Create the key when there is none; True when it was made now. Never overwrites."""
         path = self._path(label)
         if path.exists():
-            self._sync()
             return False
         sealed = seal_new_key(self._master_key(), _context(label))
         try:
@@ -35,14 +34,13 @@ class LocalKeyFiles:
         try:
             write_secret_file(path, sealed)  # on disk before anything can be encrypted with it
         except FileThere:  # somebody else made it meanwhile
-            self._sync()
             return False
         except OperatorError as error:
             raise OperatorError(f"local key {label!r}: {error}") from error
         return True
 
-    def _sync(self) -> None:
-        """Whoever gave a key its name may have failed to bring that to the disk."""
+    def sync(self) -> None:
+        """For keys that ensure() found: whoever gave them their names may have failed to bring those to the disk."""
         try:
             sync_directory(self._directory)
         except OSError as error:
