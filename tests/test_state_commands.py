@@ -127,6 +127,10 @@ def test_the_data_key_is_changed_while_nobody_runs(run: Run, filled: Path, monke
     assert "Nothing was changed. Stop every node" in refusal
     assert database.secret(SECRET_ID) == before
     database.heartbeat(NodeRow("n1", "1", "", now, now, 2, 2, {"stopped": True}))
+    database.heartbeat(NodeRow("n2", "1", "", now, now, 2, 2))
+    assert "node n2 runs." in run("rotate-data-key", "--config", str(filled), code=3)
+    assert run("forget-node", "n2", "--config", str(filled)) == {"forgotten": "n2"}
+    assert [row.name for row in database.nodes()] == ["n1"]
     assert run("rotate-data-key", "--config", str(filled)) == {"secrets": 1}
     after = database.secret(SECRET_ID)
     database.close()
