@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes over a database, for the benchmarks of administration: a state of any size written at once, then `xksfast serve` on it.
 
-What lives here: making and running. What must not: figures (administration.py, beside.py). All keys
-are `local`, so nothing waits for a token.
+What lives here: making and running. What must not: figures (administration.py, beside.py). All keys are `local`, so nothing waits
+for a token.
 """
 
 from __future__ import annotations

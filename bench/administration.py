@@ -7,8 +7,8 @@ alternating. beside: latency of 1,800 requests/s with and without somebody admin
 nodes over one PostgreSQL server, each at half of the load it could carry; from asking to the confirmation of all nodes, after which
 each node is asked at once: none may serve.
 
-All processes of all nodes share the server core, the load generator has the other one; only one half of "start" lets the node use
-both.
+All processes of all nodes share the server core, the load generator has the other one; only a part of "start" and of "beside" (see
+beside.py) lets a node use both.
 Every store has 10 `local` keys and 2 credentials.
 """
 

@@ -89,15 +89,8 @@ def node(name: str, url: str, heartbeat_ms: int = NOW_MS, restricted_seq: int = 
     return NodeRow(name, "1", url, NOW_MS, heartbeat_ms, 1, restricted_seq, details)
 
 
-def tell(peers: HttpPeers, name: str = "n2") -> float:
-    """Seconds that it took."""
-
-    async def work() -> None:
-        await peers.tell_block(name, BLOCK)
-
-    began = time.monotonic()
-    asyncio.run(work())
-    return time.monotonic() - began
+def tell(peers: HttpPeers, name: str = "n2") -> None:
+    asyncio.run(peers.tell_block(name, BLOCK))
 
 
 @pytest.mark.parametrize("row", [node("n2", ""), node("n2", "", SILENT_MS), node("n2", "", SILENT_MS, stopped=True)])

@@ -128,7 +128,7 @@ class Roster:
         return sorted(peer.name for peer in self._peers.values() if not peer.stopped and peer.silent_ms <= ALIVE_WITHIN_MS)
 
     def is_alive(self, name: str) -> bool:
-        """Of any node, also of our own."""
+        """Of any node, also of our own, which asks."""
         return name == self._node or name in self.alive()
 
     def all(self) -> list[Peer]:

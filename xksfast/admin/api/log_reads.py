@@ -55,7 +55,7 @@ class LogReads:
                 applied_seq=row.acked_seq,
                 restricted_seq=row.restricted_seq,
                 seq=self._seq(),
-                alive=not row.is_stopped and self._roster.is_alive(row.name),
+                alive=self._roster.is_alive(row.name),
                 stopped=row.is_stopped,
                 problems=tuple(map(str, row.details.get("problems", ()))),
             )
