@@ -8,7 +8,9 @@ XKS_ANNOTATE=1 also writes Cython's annotated HTML beside each .pyx.
 
 import os
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -17,6 +19,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 VERSION = runpy.run_path(str(ROOT / "xksfast" / "_version.py"))["__version__"]
 SHIM = "libxksfault"
+DECIDES = [
+    Path(__file__),
+    ROOT / "xksfast" / "_version.py",
+    ROOT / "xksfast" / "native" / "builder.py",
+]  # how each object is compiled
 BUILDER = runpy.run_path(str(ROOT / "xksfast" / "native" / "builder.py"))
 
 
@@ -43,7 +50,39 @@ def fault_shim() -> Extension:
 
 
 class BuildNative(build_ext):
-    """Gives the shim the name of a library, without Python's ABI tag."""
+    """Gives the shim the name of a library, without Python's ABI tag; compiles on every core, and only what is out of date."""
+
+    def build_extensions(self) -> None:
+        compiler: Any = self.compiler
+
+        def compile_what_changed(
+            sources: Any,
+            output_dir: Any = None,
+            macros: Any = None,
+            include_dirs: Any = None,
+            debug: Any = False,
+            extra_preargs: Any = None,
+            extra_postargs: Any = None,
+            depends: Any = None,
+        ) -> list[str]:
+            macros, objects, extra, options, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            arguments = compiler._get_cc_args(options, debug, extra_preargs)
+            newest = max(os.path.getmtime(path) for path in [*DECIDES, *(depends or [])])
+
+            def compile_one(target: str) -> None:
+                source, suffix = build[target]
+                built = os.path.getmtime(target) if os.path.exists(target) else 0.0
+                if self.force or built <= max(newest, os.path.getmtime(source)):
+                    compiler._compile(target, source, suffix, arguments, extra, options)
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(compile_one, build))
+            return list(objects)
+
+        compiler.compile = compile_what_changed
+        super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         *packages, name = fullname.split(".")
