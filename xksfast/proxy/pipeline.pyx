@@ -43,6 +43,7 @@ cdef size_t MAX_PLAINTEXT = limits.MAX_PLAINTEXT_BYTES
 cdef size_t MAX_AAD = limits.MAX_AAD_BYTES
 cdef size_t MAX_METADATA = limits.MAX_METADATA_BYTES
 cdef size_t TAG_BYTES = limits.TAG_BYTES
+cdef Py_ssize_t MAX_PRINCIPAL = limits.MAX_PRINCIPAL_CHARS
 cdef uint32_t NO_PARTITION = 0xFFFFFFFF
 cdef double SWEEP_INTERVAL_S = XKS_TICK_NS / 1e9
 
@@ -145,6 +146,8 @@ cdef class Pipeline:
             self._read_decrypt(exchange, body)
         else:
             self._read_metadata(exchange, body)
+        if exchange.principal is not None and len(<str>exchange.principal) > MAX_PRINCIPAL:
+            raise XksError(XksErrorName.VALIDATION, f"requestMetadata.awsPrincipalArn is longer than {MAX_PRINCIPAL} characters")
 
         if exchange.store.blocked:
             raise XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
