@@ -55,6 +55,8 @@ class Control:
 
     def __init__(self, supervisor: socket.socket) -> None:
         self._log = Log("control")
+        self._log.take_loop_faults(asyncio.get_running_loop())
+        self._log.take_process_faults()
         self._done = asyncio.Event()
         self._drained = False
         self._told: tuple[str, ...] = ()  # problems that the supervisor knows of

@@ -34,7 +34,7 @@ from xksfast import status as service_status
 from xksfast._version import __version__
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
-from xksfast.log import Log
+from xksfast.log import Log, finish
 from xksfast.proxy import exposition
 from xksfast.proxy.child import Child
 from xksfast.proxy.health_listener import HealthListener, WorkerHealth
@@ -109,6 +109,7 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal: 0. Raises OperatorError when it cannot serve; no child is left then either."""
         self._loop = asyncio.get_running_loop()
+        self._log.take_loop_faults(self._loop)
         self._end = asyncio.Event()
         self._bind()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -468,5 +469,8 @@ def run(
     hangup_ends: bool = False,
 ) -> int:
     """Supervise until told to stop; the exit code."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+    finally:
+        finish()  # before somebody is told on stderr why it has failed
