@@ -68,18 +68,20 @@ void xks_engine_complete(xks_engine *engine, xks_job *job, bool more_soon)
     }
 }
 
+/* The signal is read before the list is taken: a completion in between leaves a signal that wakes the loop once for nothing. The other way
+ * round its signal would be eaten, and the loop not woken for it. */
 xks_job *xks_engine_take_completions(xks_engine *engine)
 {
     uint64_t count;
+    /* A signal that was counted but not written yet is read by a later call: were it not, the descriptor would stay readable. */
+    if (atomic_load(&engine->signals_sent) != engine->signals_seen && read(engine->eventfd, &count, sizeof count) == sizeof count) {
+        engine->signals_seen += count;
+    }
     pthread_mutex_lock(&engine->done_lock);
     xks_job *first = engine->done.head;
     engine->done = (job_queue){NULL, NULL};
     engine->signalled = false;
     pthread_mutex_unlock(&engine->done_lock);
-    /* A signal that was counted but not written yet is read by a later call: were it not, the descriptor would stay readable. */
-    if (atomic_load(&engine->signals_sent) != engine->signals_seen && read(engine->eventfd, &count, sizeof count) == sizeof count) {
-        engine->signals_seen += count;
-    }
     return first;
 }
 
