@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "xks_engine_internal.h"
 
+#include "xks_clock.h"
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -82,6 +83,7 @@ xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, cha
     pthread_mutex_init(&engine->lock, NULL);
     pthread_mutex_init(&engine->done_lock, NULL);
     monotonic_cond_init(&engine->settled);
+    pthread_cond_init(&engine->environment_free, NULL);
     *out = engine;
     return XKS_OK;
 fail:
@@ -103,13 +105,13 @@ xks_status xks_engine_add_module(xks_engine *engine, const char *path, const cha
     added->p11.path = copy_text(path, &ok);
     added->p11.parameters = copy_text(parameters, &ok);
     pthread_mutex_init(&added->lock, NULL);
-    pthread_cond_init(&added->reset_over, NULL);
+    pthread_cond_init(&added->changed, NULL);
     /* The dynamic linker gives one library once, however often it is asked: the second module of a file gets a copy of its own. */
     for (uint32_t i = 0; i < engine->module_count; i++) {
         added->p11.private_copy = added->p11.private_copy || same_file(engine->modules[i].p11.path, path);
     }
     *module = engine->module_count++;
-    return ok ? xks_p11_module_open(&added->p11, error) : xks_engine_refuse(error, "no memory for a module");
+    return ok ? XKS_OK : xks_engine_refuse(error, "no memory for a module");
 }
 
 static xks_status check_partition(const xks_engine *engine, const xks_partition_config *config, char *error)
@@ -255,6 +257,7 @@ xks_status xks_engine_start(xks_engine *engine, char *error)
         return xks_engine_refuse(error, "no memory for the router");
     }
     engine->started = true;
+    engine->started_ns = xks_monotonic_ns();
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         if (!start_partition(engine->partitions[i])) {
             snprintf(error, XKS_ERROR_TEXT_BYTES, "no thread could be started: raise the limit of processes (ulimit -u)");
@@ -314,7 +317,7 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
         pthread_cond_broadcast(&partition->attention);
         pthread_mutex_unlock(&partition->lock);
         pthread_mutex_lock(&partition->module->lock);
-        pthread_cond_broadcast(&partition->module->reset_over);
+        pthread_cond_broadcast(&partition->module->changed);
         pthread_mutex_unlock(&partition->module->lock);
     }
     for (uint32_t i = 0; i < engine->partition_count; i++) {
@@ -341,8 +344,9 @@ uint32_t xks_engine_free(xks_engine *engine)
         xks_p11_module_close(&engine->modules[i].p11);
         free(engine->modules[i].p11.path);
         free(engine->modules[i].p11.parameters);
+        xks_engine_free_variables(&engine->modules[i]);
         pthread_mutex_destroy(&engine->modules[i].lock);
-        pthread_cond_destroy(&engine->modules[i].reset_over);
+        pthread_cond_destroy(&engine->modules[i].changed);
     }
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         free_partition(engine->partitions[i]);
@@ -355,6 +359,7 @@ uint32_t xks_engine_free(xks_engine *engine)
     pthread_mutex_destroy(&engine->lock);
     pthread_mutex_destroy(&engine->done_lock);
     pthread_cond_destroy(&engine->settled);
+    pthread_cond_destroy(&engine->environment_free);
     free(engine);
     return 0;
 }

@@ -30,6 +30,9 @@
 /* How often _drain must be called while jobs are out. */
 #define XKS_TICK_NS 4000000
 
+/* The first pause between attempts to bring a partition up. */
+#define XKS_RECOVERY_PAUSE_NS 100000000
+
 /* Durations of calls are counted in buckets: four per doubling, from 1 us; the last counts all above. */
 #define XKS_LATENCY_BUCKETS 80
 /* Different CK_RVs counted per partition; what does not fit is counted as XKS_OTHER_CKR. */
@@ -57,6 +60,7 @@ typedef struct xks_engine_config {
     double retry_budget;            /* retries per job, on average, after a partition's fault */
     double hedge_budget;            /* second calls per job, on average, beside one that is slow */
     uint64_t seed;                  /* of the router's ties */
+    uint64_t recovery_pause_ns;     /* the first pause between attempts to bring a partition up; 0: XKS_RECOVERY_PAUSE_NS */
 } xks_engine_config;
 
 /* Where a CDIV's check decrypt runs. */
@@ -69,8 +73,8 @@ typedef enum xks_verify_policy {
 typedef enum xks_partition_state {
     XKS_PARTITION_STARTING = 0,
     XKS_PARTITION_READY = 1,
-    XKS_PARTITION_RECOVERING = 2, /* it served before; the keeper tries again by itself */
-    XKS_PARTITION_REFUSED = 3     /* a fault of configuration (wrong PIN, no such token, IV reuse): never tried again */
+    XKS_PARTITION_RECOVERING = 2, /* an attempt failed, or it served before; the keeper tries again by itself */
+    XKS_PARTITION_REFUSED = 3     /* a refused PIN, or a token that must not be used (IV reuse): never tried again */
 } xks_partition_state;
 
 typedef struct xks_ckr_count {
@@ -164,8 +168,11 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns);
 /* Stops first when it runs. Workers hung inside a token are left behind with what they hold; their number is returned. */
 uint32_t xks_engine_free(xks_engine *engine);
 
-/* Before _start. Loads and initialises the module: environment variables that it reads must be set before this call, and may be
- * changed for the next module after it. path: the shared library; parameters: LibraryParameters, or NULL. */
+/* Before the _add_module of the module that reads this variable of the environment; it is set in this process whenever that module is
+ * initialised. Modules with variables are initialised one after the other. */
+XKS_MUST_CHECK xks_status xks_engine_add_variable(xks_engine *engine, const char *name, const char *value, char *error);
+/* Before _start. path: the shared library; parameters: LibraryParameters, or NULL. The keepers load and initialise it, and try again while
+ * that fails: see the reason of the partitions. */
 XKS_MUST_CHECK xks_status xks_engine_add_module(xks_engine *engine, const char *path, const char *parameters,
                                                 uint32_t *module, char *error);
 XKS_MUST_CHECK xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_config *config,
@@ -182,7 +189,9 @@ XKS_MUST_CHECK xks_status xks_engine_key_add(xks_engine *engine, uint32_t group,
                                              uint32_t *key, char *error);
 void xks_engine_key_remove(xks_engine *engine, uint32_t key);
 
-/* Blocks until no partition is STARTING and none that is READY has a PENDING key, or XKS_TIMEOUT. Not for the loop thread. */
+/* Blocks until no partition is STARTING and none that is READY has a PENDING key, or XKS_TIMEOUT. A partition that has not answered its first
+ * attempt two seconds after the start is waited for no longer when every group that it belongs to has another that is READY. Not for the loop
+ * thread. */
 XKS_MUST_CHECK xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns);
 
 /* The same for some keys alone: until each has been looked at by those partitions of its group that are READY; while none is READY yet,

@@ -6,25 +6,78 @@
 #include "xks_clock.h"
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
-/* Close the keeper's session; its session objects go with it. When the token does not know it any more, it has lost its older sessions,
- * and their handles may be given out again: then nobody closes them, and what was opened since is closed here. */
+#define WORKERS_OUT_PAUSE_NS 1000000
+
+/* Close the keeper's session; its session objects go with it. When the token does not know it or a worker's any more, or the number is of
+ * another token by now, the token has lost its older sessions, and their numbers may be given out again: then nobody closes them one by
+ * one, and what is still open in our slot is closed here. */
 void xks_engine_close_keeper_session(engine_partition *partition)
 {
     CK_SESSION_INFO info;
-    if (!partition->keeper_session_open) {
+    pthread_mutex_lock(&partition->lock);
+    bool open = partition->keeper_session_open;
+    CK_SESSION_HANDLE session = partition->keeper_session;
+    CK_SLOT_ID slot = partition->keeper_slot;
+    bool lost = partition->valid_epoch > partition->epoch;
+    partition->keeper_session_open = false;
+    pthread_mutex_unlock(&partition->lock);
+    if (!open) {
         return;
     }
-    CK_RV rv = partition->p11->f->C_GetSessionInfo(partition->keeper_session, &info);
-    if (rv == CKR_OK) {
-        (void)partition->p11->f->C_CloseSession(partition->keeper_session);
-    } else {
+    CK_RV rv = partition->p11->f->C_GetSessionInfo(session, &info);
+    lost = lost || xks_engine_is_session_gone(rv) || (rv == CKR_OK && info.slotID != slot) || rv == CKR_CRYPTOKI_NOT_INITIALIZED;
+    if (lost) {
         pthread_mutex_lock(&partition->lock);
-        partition->valid_epoch = partition->epoch + 1;
+        xks_engine_lose_handles_locked(partition);
         pthread_mutex_unlock(&partition->lock);
-        (void)partition->p11->f->C_CloseAllSessions(partition->slot);
+        (void)partition->p11->f->C_CloseAllSessions(slot);
+    } else {
+        (void)partition->p11->f->C_CloseSession(session);
     }
-    partition->keeper_session_open = false;
+}
+
+/* Before the first call for a login: whatever handles there are belong to the login before. Nobody begins a call with them any more, and who
+ * is in one is waited for, since the token may give a number of theirs to what is opened now; but for those that hang. */
+static void keep_workers_out(engine_partition *partition)
+{
+    pthread_mutex_lock(&partition->lock);
+    if (!partition->logging_in) {
+        partition->logging_in = true;
+        xks_engine_forget_handles_locked(partition);
+        xks_engine_purge_locked(partition, true, NULL, CKR_OK);
+    }
+    for (bool busy = true; busy && !atomic_load(&partition->engine->stopping);) {
+        uint64_t now = xks_monotonic_ns();
+        busy = false;
+        for (uint32_t w = 0; w < 2 * partition->sessions && partition->running_workers > 0; w++) {
+            const engine_worker *worker = &partition->workers[w];
+            busy = busy || (worker->started && !worker->exited && worker->busy_since_ns != 0 && now < worker->busy_since_ns + XKS_HANG_NS);
+        }
+        if (busy) {
+            struct timespec pause = {0, WORKERS_OUT_PAUSE_NS};
+            pthread_mutex_unlock(&partition->lock);
+            (void)nanosleep(&pause, NULL);
+            pthread_mutex_lock(&partition->lock);
+        }
+    }
+    pthread_mutex_unlock(&partition->lock);
+}
+
+/* The slot where the token was is asked first, and no other one while it is there: another HSM of the same library may not answer. */
+static xks_status find_token(engine_partition *partition, CK_SLOT_ID *slot, xks_p11_token_info *info, char *error)
+{
+    xks_p11_token_name name = {partition->token_label, partition->token_serial, partition->slot_wanted};
+    bool moved = true;
+    if (partition->epoch > 0) { /* slot and info are written by this thread only */
+        *slot = partition->slot;
+        xks_status status = xks_p11_token_look(partition->p11, &name, *slot, partition->info.serial, info, &moved, error);
+        if (!moved) {
+            return status;
+        }
+    }
+    return xks_p11_token_find(partition->p11, &name, slot, info, error);
 }
 
 static xks_status call_failed(engine_partition *partition, const char *call, CK_RV rv, char *error)
@@ -77,7 +130,16 @@ static xks_status find_health_key(engine_partition *partition, CK_OBJECT_HANDLE 
 static bool try_message_api(engine_partition *partition, CK_SLOT_ID slot, CK_OBJECT_HANDLE health_key)
 {
     CK_SESSION_HANDLE session;
-    if (partition->p11->f3 == NULL || partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session) != CKR_OK) {
+    if (partition->p11->f3 == NULL) {
+        return false;
+    }
+    atomic_fetch_add(&partition->module->opening, 1);
+    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session);
+    if (rv == CKR_OK) {
+        xks_engine_note_session(partition, session, NULL);
+    }
+    atomic_fetch_sub(&partition->module->opening, 1);
+    if (rv != CKR_OK) {
         return false;
     }
     xks_p11_gcm gcm = {partition->p11, session, health_key, partition->profile->iv_mode, NULL};
@@ -117,29 +179,45 @@ static bool claim(engine_partition *partition, const xks_p11_token_info *info, c
     return twin == NULL;
 }
 
-/* Find the token, log in, prove it, and let the workers in under a new epoch. */
-static xks_status bring_up(engine_partition *partition, char *error)
+/* Open the keeper's session for a new login. */
+static CK_RV open_keeper_session(engine_partition *partition, CK_SLOT_ID slot)
 {
-    xks_p11_token_name name = {partition->token_label, partition->token_serial, partition->slot_wanted};
+    CK_SESSION_HANDLE session;
+    atomic_fetch_add(&partition->module->opening, 1);
+    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session);
+    if (rv == CKR_OK) {
+        pthread_mutex_lock(&partition->lock);
+        partition->keeper_session = session;
+        partition->keeper_slot = slot;
+        partition->keeper_session_open = true;
+        pthread_mutex_unlock(&partition->lock);
+        xks_engine_note_session(partition, session, NULL);
+    }
+    atomic_fetch_sub(&partition->module->opening, 1);
+    return rv;
+}
+
+xks_status xks_engine_bring_up(engine_partition *partition, char *error)
+{
     xks_p11_token_info info;
     CK_SLOT_ID slot;
     CK_OBJECT_HANDLE health_key;
     xks_p11_canary canary;
     CK_RV tag_failure;
 
+    keep_workers_out(partition);
     xks_engine_close_keeper_session(partition);
-    xks_status status = xks_p11_token_find(partition->p11, &name, &slot, &info, error);
+    xks_status status = find_token(partition, &slot, &info, error);
     if (status != XKS_OK) {
         return status;
     }
     if (!claim(partition, &info, error)) {
         return XKS_CONFIG;
     }
-    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &partition->keeper_session);
+    CK_RV rv = open_keeper_session(partition, slot);
     if (rv != CKR_OK) {
         return call_failed(partition, "C_OpenSession", rv, error);
     }
-    partition->keeper_session_open = true;
     status = xks_p11_token_login(partition->p11, partition->keeper_session, partition->pin, partition->profile, error);
     if (status == XKS_OK) {
         status = find_health_key(partition, &health_key, error);
@@ -162,74 +240,9 @@ static xks_status bring_up(engine_partition *partition, char *error)
     partition->recovery_wanted = false;
     partition->login_in_doubt = false;
     partition->module_gone = false;
+    partition->logging_in = false;
     partition->last_probe_ns = partition->last_good_probe_ns = xks_monotonic_ns();
     xks_engine_forget_handles_locked(partition);
     pthread_mutex_unlock(&partition->lock);
     return XKS_OK;
 }
-
-/* --- the module */
-
-/* C_Finalize takes every session of every partition of the module, so it is the last resort: when all of them are down, and no thread
- * is inside. True when the module was reset. */
-bool xks_engine_reset_module(engine_partition *partition)
-{
-    engine_module *module = partition->module;
-    xks_engine *engine = partition->engine;
-    char error[XKS_ERROR_TEXT_BYTES];
-    pthread_mutex_lock(&module->lock);
-    bool alone = !module->resetting && module->keepers_inside == 0;
-    for (uint32_t i = 0; i < engine->partition_count && alone; i++) {
-        engine_partition *other = engine->partitions[i];
-        if (other->module == module) {
-            pthread_mutex_lock(&other->lock);
-            alone = atomic_load(&other->down) && atomic_load(&other->state) != XKS_PARTITION_READY && other->running_workers == 0;
-            other->frozen = alone;
-            pthread_mutex_unlock(&other->lock);
-        }
-    }
-    module->resetting = alone;
-    pthread_mutex_unlock(&module->lock);
-    xks_status status = alone ? xks_p11_module_reset(&partition->module->p11, error) : XKS_UNAVAILABLE;
-    pthread_mutex_lock(&module->lock);
-    for (uint32_t i = 0; i < engine->partition_count; i++) {
-        engine_partition *other = engine->partitions[i];
-        if (other->module == module) {
-            pthread_mutex_lock(&other->lock);
-            other->frozen = false;
-            xks_engine_wake_all_workers_locked(other);
-            if (status == XKS_OK) {
-                other->valid_epoch = other->epoch + 1;
-                other->keeper_session_gone = true;
-            }
-            pthread_mutex_unlock(&other->lock);
-        }
-    }
-    module->resetting = false;
-    pthread_cond_broadcast(&module->reset_over);
-    pthread_mutex_unlock(&module->lock);
-    return status == XKS_OK;
-}
-
-/* bring_up, while no other keeper resets the module. */
-xks_status xks_engine_bring_up(engine_partition *partition, char *error)
-{
-    engine_module *module = partition->module;
-    pthread_mutex_lock(&module->lock);
-    while (module->resetting && !atomic_load(&partition->engine->stopping)) {
-        pthread_cond_wait(&module->reset_over, &module->lock);
-    }
-    module->keepers_inside++;
-    pthread_mutex_unlock(&module->lock);
-    pthread_mutex_lock(&partition->lock);
-    if (partition->keeper_session_gone) {
-        partition->keeper_session_gone = partition->keeper_session_open = false;
-    }
-    pthread_mutex_unlock(&partition->lock);
-    xks_status status = bring_up(partition, error);
-    pthread_mutex_lock(&module->lock);
-    module->keepers_inside--;
-    pthread_mutex_unlock(&module->lock);
-    return status;
-}
-

@@ -10,16 +10,21 @@
  *   xks_engine_queue.c     between the loop and the workers: a partition's queue, its idle workers, the completion list
  *   xks_engine_worker.c    one thread per session: a job at a time, repairs of its own session
  *   xks_engine_keeper.c    one thread per partition: probes, recovery, looking after keys and sessions
- *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test; resetting a module
+ *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test
+ *   xks_engine_module.c    the gate of a module: who is inside, loading it, resetting it, numbers that it gives out again
  *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
  *
  * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
- * module->lock who may reset a module. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is held across a call into
+ * module->lock who is inside a module and who may reset it. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is held across a call into
  * a token. The loop thread's own state needs none.
  *
  * Epochs: each login of the keeper makes partition->epoch grow, and every handle of an older epoch is forgotten. A worker notes the
  * epoch when it takes a job; a token that calls the login stale makes the worker ask for recovery of *that* epoch, so that many workers
- * cause one recovery.
+ * cause one recovery. An epoch below valid_epoch is over though no login has followed yet: no worker begins a call for it.
+ *
+ * Numbers: a module may give the number of a session or an object that is gone to another, of another token even. So a worker's result
+ * counts only if the key's handle and the epoch are still what they were when it took the job; who gets a session's number looks whether
+ * somebody of ours holds the same; and before a keeper opens a session for a new login, every handle is forgotten and the workers are out.
  *
  * Service: a partition is in service while its state is READY. The router's breaker takes it out by asking the keeper for recovery; the
  * keeper's probes bring it back. `down` is set once an attempt has failed: jobs wait for a partition that is out but not down, since
@@ -41,6 +46,7 @@
 #include <stdatomic.h>
 
 #define XKS_MAX_MODULES 64
+#define XKS_MAX_VARIABLES 64
 #define XKS_MAX_PARTITIONS XKS_ROUTER_MAX_PARTITIONS
 #define XKS_MAX_GROUPS 256
 #define XKS_MAX_SESSIONS 256
@@ -60,14 +66,24 @@ typedef struct job_queue {
     xks_job *head, *tail;
 } job_queue;
 
+/* A variable of the environment that a module reads when it is initialised. */
+typedef struct module_variable {
+    char *name, *value;
+} module_variable;
+
 /* A module of the engine. */
 typedef struct engine_module {
-    xks_p11_module p11;
+    xks_p11_module p11; /* written by who changes the module */
+    module_variable variables[XKS_MAX_VARIABLES]; /* fixed after _start */
+    uint32_t variable_count;
     pthread_mutex_t lock;
     /* --- guarded by lock */
-    pthread_cond_t reset_over;
-    uint32_t keepers_inside;
-    bool resetting;
+    pthread_cond_t changed;
+    uint32_t inside; /* keepers */
+    bool open;       /* loaded and initialised */
+    bool changing;   /* being loaded, initialised or reset: nobody may be inside */
+    /* --- */
+    _Atomic uint32_t opening; /* sessions that are being opened, until their numbers have been noted */
 } engine_module;
 
 /* What the partitions of a group must be able to decrypt with a key to prove that it is the same: see xks_engine_lookup.c. */
@@ -118,10 +134,11 @@ typedef struct engine_worker {
     bool joined;             /* by the thread that stops the engine */
     bool resting;            /* the token has no session for it */
     uint64_t busy_since_ns;  /* 0: not inside a token */
-    /* --- the worker's own */
-    CK_SESSION_HANDLE session;
+    CK_SESSION_HANDLE session; /* written by the worker alone, under the lock */
     bool session_open;
     uint32_t session_epoch;
+    CK_SLOT_ID slot;           /* of the session */
+    /* --- the worker's own */
     xks_random_pool random;
     xks_p11_scratch scratch;
     xks_p11_scratch check; /* plaintext of a check decrypt */
@@ -174,8 +191,12 @@ typedef struct engine_partition {
     bool recovery_by_breaker; /* rather than by a stale login: pause, then several good probes */
     bool login_in_doubt;      /* a handle was called stale: prove the login before a key is called absent */
     bool module_gone;         /* the module says that it is not initialised, or nothing but resetting it is left to try */
-    bool keeper_session_gone; /* with the module's state: not to be closed */
+    bool keeper_session_gone; /* with the module's state, or its number is somebody else's by now: not to be used or closed */
+    bool logging_in;          /* from the first call for a login until it is done: no worker may begin a call */
     bool frozen;              /* its module is being reset: no worker may enter it */
+    CK_SESSION_HANDLE keeper_session; /* written by the keeper alone, under the lock */
+    CK_SLOT_ID keeper_slot;   /* where it was opened */
+    bool keeper_session_open;
     job_queue queue;
     uint32_t queued;
     engine_worker *idle;      /* last in, first out: warm ones first */
@@ -202,8 +223,6 @@ typedef struct engine_partition {
     bool message_api;
     xks_p11_canary canary;
     /* --- the keeper's own */
-    CK_SESSION_HANDLE keeper_session;
-    bool keeper_session_open;
     uint32_t sweep_at;        /* the next key to revalidate */
     xks_random_pool random;
     xks_p11_scratch scratch;
@@ -232,6 +251,9 @@ struct xks_engine {
     _Atomic bool stopping;
     pthread_mutex_t lock;
     pthread_cond_t settled; /* a partition's state or keys changed */
+    pthread_cond_t environment_free;
+    bool environment_taken;        /* a module reads the environment */
+    uint64_t started_ns;
     engine_key *keys[XKS_MAX_KEY_CHUNKS];
     _Atomic uint32_t key_capacity; /* indices that have a chunk */
     uint32_t keys_used;            /* indices ever given out */
@@ -375,10 +397,29 @@ void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch,
 /* --- xks_engine_bring_up.c; the keeper's thread only, no lock held */
 
 void xks_engine_close_keeper_session(engine_partition *partition);
-/* One attempt to find the token, log in, prove it, and let the workers in under a new epoch. XKS_CONFIG: the operator must mend it. */
+/* One attempt to find the token, log in, prove it, and let the workers in under a new epoch; inside the module. XKS_FINAL: never again. */
 xks_status xks_engine_bring_up(engine_partition *partition, char *error);
-/* Finalise and initialise the partition's module anew, if all its partitions are down and no thread is inside. True when it was done. */
+
+/* --- xks_engine_module.c; the keeper's thread only, no lock held, unless it says otherwise */
+
+/* Begin a region of calls: waits while the module is loaded or reset. False, and no call may be made: what the keeper held of the module is
+ * gone, or the engine stops while the module is being changed. */
+bool xks_engine_enter_module(engine_partition *partition);
+/* The same for a new login, which needs nothing of before; loads and initialises the module if nobody has. */
+xks_status xks_engine_enter_for_login(engine_partition *partition, char *error);
+/* The end of the region: what was read in it may be outdated from now on. */
+void xks_engine_leave_module(engine_partition *partition);
+/* Finalise and initialise the partition's module again, if all its partitions are down and no thread is inside. True when it was done. */
 bool xks_engine_reset_module(engine_partition *partition);
+/* The token does not know the session. Others of ours may be gone too, and their numbers given out again: nobody opens another before the
+ * keeper has logged in again. */
+bool xks_engine_is_session_gone(CK_RV rv);
+/* The sessions and handles of the present epoch are gone: jobs go elsewhere until the next login. partition->lock is held. */
+void xks_engine_lose_handles_locked(engine_partition *partition);
+/* A session with this number was just opened, by a worker or by the keeper (NULL): another of the module's partitions or workers that
+ * counts the same number as its own has lost it. Any thread of the engine. */
+void xks_engine_note_session(engine_partition *partition, CK_SESSION_HANDLE session, const engine_worker *opener);
+void xks_engine_free_variables(engine_module *module);
 
 /* --- xks_engine_lookup.c; the keeper's thread only, no lock held */
 

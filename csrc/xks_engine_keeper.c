@@ -9,12 +9,13 @@
 #include <string.h>
 #include <time.h>
 
-/* Between attempts to bring a partition back. */
-#define FIRST_PAUSE_NS 100000000U
-#define LONGEST_PAUSE_NS 1000000000U
-/* After the breaker opened: this many good probes in a row, this far apart. */
+/* Between attempts to bring a partition up: doubled from the first one on, up to this many times it. One that has not served yet may be away
+ * for long. */
+#define LONGEST_PAUSE 10
+#define LONGEST_PAUSE_AT_START 100
+/* After the breaker opened: this many good probes in a row, each this part of the first pause after the other. */
 #define GOOD_PROBES 3
-#define BETWEEN_PROBES_NS 10000000U
+#define BETWEEN_PROBES_PART 10
 /* A session that fails its probes this often in a row is given up for a new one, with a new login. */
 #define PROBES_PER_SESSION 3
 /* Failed logins in a row before the module itself is reset, if all its partitions are down. */
@@ -38,9 +39,8 @@ static bool stopping(const engine_partition *partition)
     return atomic_load(&partition->engine->stopping);
 }
 
-static void set_state(engine_partition *partition, xks_partition_state state, const char *reason)
+static void set_state_locked(engine_partition *partition, xks_partition_state state, const char *reason)
 {
-    pthread_mutex_lock(&partition->lock);
     atomic_store(&partition->state, (int)state);
     atomic_store(&partition->down, state != XKS_PARTITION_READY);
     if (state == XKS_PARTITION_READY) {
@@ -52,8 +52,33 @@ static void set_state(engine_partition *partition, xks_partition_state state, co
     }
     xks_engine_count_sessions_locked(partition);
     xks_engine_wake_all_workers_locked(partition);
+}
+
+static void set_state(engine_partition *partition, xks_partition_state state, const char *reason)
+{
+    pthread_mutex_lock(&partition->lock);
+    set_state_locked(partition, state, reason);
     pthread_mutex_unlock(&partition->lock);
     xks_engine_announce(partition->engine);
+}
+
+/* Into service. False when what the keeper holds turned out to be gone. Inside the module, so that no reset comes between. */
+static bool set_ready(engine_partition *partition)
+{
+    pthread_mutex_lock(&partition->lock);
+    bool good = !partition->keeper_session_gone && partition->epoch >= partition->valid_epoch;
+    if (good) {
+        set_state_locked(partition, XKS_PARTITION_READY, "");
+    }
+    pthread_mutex_unlock(&partition->lock);
+    xks_engine_announce(partition->engine);
+    return good;
+}
+
+static uint64_t first_pause_ns(const engine_partition *partition)
+{
+    uint64_t configured = partition->engine->config.recovery_pause_ns;
+    return configured != 0 ? configured : XKS_RECOVERY_PAUSE_NS;
 }
 
 void xks_engine_ask_recovery_locked(engine_partition *partition, uint32_t epoch, bool by_breaker, const char *reason)
@@ -113,6 +138,9 @@ static void out_of_service(engine_partition *partition, const char *what, CK_RV 
     pthread_mutex_lock(&partition->lock);
     partition->module_gone = partition->module_gone || class == XKS_CKR_MODULE_GONE;
     atomic_store(&partition->down, !forgot);
+    if (xks_engine_is_session_gone(rv)) {
+        xks_engine_lose_handles_locked(partition);
+    }
     xks_engine_ask_recovery_locked(partition, 0, !forgot, reason);
     pthread_mutex_unlock(&partition->lock);
     xks_engine_announce(partition->engine);
@@ -165,6 +193,10 @@ static void keep_ready(engine_partition *partition)
         if (recover || stopping(partition)) {
             return;
         }
+        if (!xks_engine_enter_module(partition)) {
+            out_of_service(partition, "the keeper's session", CKR_SESSION_HANDLE_INVALID);
+            continue;
+        }
         CK_RV rv = look ? look_for_keys(partition, KEYS_SLICE_NS) : CKR_OK;
         const char *what = "looking for keys";
         if (rv == CKR_OK && xks_monotonic_ns() >= next_probe) {
@@ -180,6 +212,7 @@ static void keep_ready(engine_partition *partition)
         if (rv != CKR_OK) {
             out_of_service(partition, what, rv);
         }
+        xks_engine_leave_module(partition);
     }
 }
 
@@ -195,6 +228,11 @@ static void pause_for(engine_partition *partition, uint64_t pause_ns)
     pthread_mutex_unlock(&partition->lock);
 }
 
+static uint64_t longer(uint64_t pause_ns, uint64_t longest_ns)
+{
+    return pause_ns * 2 < longest_ns ? pause_ns * 2 : longest_ns;
+}
+
 /* A pause that is not the same for every worker process: 75 to 125 %. */
 static void jittered_pause(engine_partition *partition, uint64_t pause_ns)
 {
@@ -203,16 +241,32 @@ static void jittered_pause(engine_partition *partition, uint64_t pause_ns)
     pause_for(partition, pause_ns * 3 / 4 + pause_ns / 2 * random / 255);
 }
 
+/* One probe of a partition that is out; *good counts those in a row. READY after enough of them: before the keeper leaves the module, since
+ * a reset takes what was probed. */
+static CK_RV probe_out_of_service(engine_partition *partition, uint32_t *good)
+{
+    if (!xks_engine_enter_module(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
+    }
+    CK_RV rv = probe(partition);
+    *good = rv == CKR_OK ? *good + 1 : 0;
+    if (*good == GOOD_PROBES && !set_ready(partition)) {
+        rv = CKR_SESSION_HANDLE_INVALID;
+    }
+    xks_engine_leave_module(partition);
+    return rv;
+}
+
 /* A breaker opened, the login stands: good probes in a row close it. False when the session is to be given up. */
 static bool probe_until_good(engine_partition *partition)
 {
-    uint64_t pause = FIRST_PAUSE_NS;
+    uint64_t first = first_pause_ns(partition), pause = first;
     uint32_t good = 0, bad = 0;
     jittered_pause(partition, pause);
     while (!stopping(partition) && bad < PROBES_PER_SESSION) {
-        CK_RV rv = probe(partition);
+        CK_RV rv = probe_out_of_service(partition, &good);
         xks_ckr_class class = xks_ckr_classify(rv);
-        if (rv == CKR_OK && ++good == GOOD_PROBES) {
+        if (rv == CKR_OK && good == GOOD_PROBES) {
             return true;
         }
         if (class == XKS_CKR_STALE_SESSION || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_STALE_KEY ||
@@ -220,31 +274,50 @@ static bool probe_until_good(engine_partition *partition)
             return false;
         }
         if (rv == CKR_OK) {
-            pause_for(partition, BETWEEN_PROBES_NS);
+            pause_for(partition, first / BETWEEN_PROBES_PART);
             continue;
         }
-        good = 0;
         bad++;
-        pause = pause * 2 < LONGEST_PAUSE_NS ? pause * 2 : LONGEST_PAUSE_NS;
+        pause = longer(pause, first * LONGEST_PAUSE);
         jittered_pause(partition, pause);
     }
     return false;
 }
 
-/* Attempts until the partition is up. XKS_CONFIG: it is refused, and `error` says why. */
+/* One attempt, READY when it went well: inside the module from the first call on, since a reset in between takes what was found. XKS_BUSY:
+ * the token forgot the login while it was used for the first time. */
+static xks_status attempt(engine_partition *partition, char *error)
+{
+    xks_status status = xks_engine_enter_for_login(partition, error);
+    if (status != XKS_OK) {
+        return status;
+    }
+    status = xks_engine_bring_up(partition, error);
+    if (status == XKS_OK) {
+        CK_RV rv = look_for_keys(partition, FIRST_KEYS_NS);
+        bool ready = rv == CKR_OK && set_ready(partition);
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "looking for keys: %s (0x%lx)", xks_ckr_name(rv), rv);
+        status = ready ? XKS_OK : XKS_BUSY;
+    }
+    xks_engine_leave_module(partition);
+    return status;
+}
+
+/* Attempts until the partition is READY. XKS_FINAL: it is refused for good, and `error` says why. Whatever else is wrong may be put right
+ * without us: a token that is away comes back, a key is made, a module's configuration corrected. */
 static xks_status bring_up_until_good(engine_partition *partition, bool served, char *error)
 {
-    uint64_t pause = FIRST_PAUSE_NS;
-    for (uint32_t failed = 0; !stopping(partition);) {
+    uint64_t first = first_pause_ns(partition), pause = first;
+    uint32_t failed = 0, forgotten = 0;
+    while (!stopping(partition)) {
         error[0] = '\0';
-        xks_status status = xks_engine_bring_up(partition, error);
-        if (status == XKS_OK) {
-            return XKS_OK;
+        xks_status status = attempt(partition, error);
+        if (status == XKS_OK || status == XKS_FINAL) {
+            return status;
         }
-        /* A partition that served before is tried again whatever it says, but for a refused PIN. */
-        bool pin_refused = strncmp(error, "C_Login", 7) == 0 && status == XKS_CONFIG;
-        if (status == XKS_CONFIG && (!served || pin_refused)) {
-            return XKS_CONFIG;
+        if (status == XKS_BUSY && forgotten++ == 0) {
+            jittered_pause(partition, first);
+            continue;
         }
         set_state(partition, XKS_PARTITION_RECOVERING, error);
         failed++;
@@ -256,7 +329,7 @@ static xks_status bring_up_until_good(engine_partition *partition, bool served, 
             continue;
         }
         jittered_pause(partition, pause);
-        pause = pause * 2 < LONGEST_PAUSE_NS ? pause * 2 : LONGEST_PAUSE_NS;
+        pause = longer(pause, first * (served ? LONGEST_PAUSE : LONGEST_PAUSE_AT_START));
     }
     return XKS_UNAVAILABLE;
 }
@@ -280,7 +353,7 @@ void *xks_engine_keeper_main(void *argument)
     while (!stopping(partition)) {
         if (!served || !recover_without_login(partition)) {
             xks_status status = bring_up_until_good(partition, served, error);
-            if (status == XKS_CONFIG) {
+            if (status == XKS_FINAL) {
                 set_state(partition, XKS_PARTITION_REFUSED, error);
                 pthread_mutex_lock(&partition->lock);
                 while (!stopping(partition)) {
@@ -292,16 +365,14 @@ void *xks_engine_keeper_main(void *argument)
             if (status != XKS_OK) {
                 continue;
             }
-            if (look_for_keys(partition, FIRST_KEYS_NS) != CKR_OK) {
-                jittered_pause(partition, FIRST_PAUSE_NS);
-                continue;
-            }
         }
-        set_state(partition, XKS_PARTITION_READY, "");
         served = true;
         keep_ready(partition);
     }
-    xks_engine_close_keeper_session(partition);
+    if (xks_engine_enter_module(partition)) {
+        xks_engine_close_keeper_session(partition);
+        xks_engine_leave_module(partition);
+    }
     xks_p11_scratch_free(&partition->scratch);
     xks_random_pool_wipe(&partition->random);
     return NULL;

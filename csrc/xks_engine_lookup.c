@@ -432,6 +432,7 @@ static CK_RV revalidate(engine_partition *partition, uint32_t index)
         bool same = now->wanted && now->generation == known.generation && now->source == known.source;
         if (same) {
             now->copied = false;
+            now->use = 0; /* the token may give the copy's number to another key */
             xks_engine_set_key_locked(partition, index, XKS_KEY_PENDING);
         }
         pthread_mutex_unlock(&partition->lock);

@@ -205,6 +205,9 @@ placement xks_engine_choose(xks_engine *engine, const xks_job *job, xks_route_pu
             hurry(engine, pending, job->key);
             return WAITS_FOR_REPAIR;
         }
+        if (pending != 0) { /* a partition that is away cannot have been asked: no verdict about the key */
+            *why = any_hangs(engine, pending) ? XKS_TIMEOUT : XKS_UNAVAILABLE;
+        }
         return recovers_soon(engine, pending) ? WAITS_FOR_REPAIR : REFUSED;
     case XKS_ROUTE_OUT:
         *why = any_hangs(engine, group->members) ? XKS_TIMEOUT : XKS_UNAVAILABLE;

@@ -8,6 +8,11 @@
 #include <string.h>
 #include <time.h>
 
+/* A partition that has not answered by then is not waited for while others can serve in its place. */
+#define START_PATIENCE_NS 2000000000U
+/* How often to look whether that is so: nothing is announced by a partition that does not answer. */
+#define SETTLE_LOOK_NS 100000000U
+
 /* --- waiting until the engine has settled */
 
 void xks_engine_announce(xks_engine *engine)
@@ -19,15 +24,35 @@ void xks_engine_announce(xks_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
+/* Whether every group of the partition, which is STARTING, has a member that serves. */
+static bool is_replaced(const xks_engine *engine, const engine_partition *partition)
+{
+    bool replaced = true;
+    for (uint32_t g = 0; g < engine->group_count && replaced; g++) {
+        uint64_t members = engine->groups[g].members;
+        bool concerned = (members & xks_partition_bit(partition)) != 0;
+        for (replaced = !concerned; members != 0 && !replaced; members &= members - 1) {
+            replaced = atomic_load(&engine->partitions[__builtin_ctzll(members)]->state) == XKS_PARTITION_READY;
+        }
+    }
+    return replaced;
+}
+
 uint64_t xks_engine_unsettled(xks_engine *engine)
 {
     uint64_t unsettled = 0;
+    bool late = xks_monotonic_ns() > engine->started_ns + START_PATIENCE_NS;
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
         int state = atomic_load(&partition->state);
-        unsettled += state == XKS_PARTITION_STARTING ? 1 : state == XKS_PARTITION_READY ? partition->keys_pending : 0;
+        uint32_t pending = partition->keys_pending;
         pthread_mutex_unlock(&partition->lock);
+        if (state == XKS_PARTITION_STARTING) {
+            unsettled += late && is_replaced(engine, partition) ? 0 : 1;
+        } else if (state == XKS_PARTITION_READY) {
+            unsettled += pending;
+        }
     }
     return unsettled;
 }
@@ -35,14 +60,16 @@ uint64_t xks_engine_unsettled(xks_engine *engine)
 xks_status xks_engine_wait_settled(xks_engine *engine, uint64_t timeout_ns)
 {
     uint64_t until_ns = xks_monotonic_ns() + timeout_ns;
-    struct timespec until = {(time_t)(until_ns / 1000000000U), (long)(until_ns % 1000000000U)};
     xks_status status = XKS_OK;
     pthread_mutex_lock(&engine->lock);
-    while (xks_engine_unsettled(engine) > 0) {
-        if (pthread_cond_timedwait(&engine->settled, &engine->lock, &until) == ETIMEDOUT) {
-            status = XKS_TIMEOUT;
-            break;
-        }
+    while (xks_engine_unsettled(engine) > 0 && status == XKS_OK) {
+        uint64_t now = xks_monotonic_ns(), at_ns = now + SETTLE_LOOK_NS < until_ns ? now + SETTLE_LOOK_NS : until_ns;
+        struct timespec at = {(time_t)(at_ns / 1000000000U), (long)(at_ns % 1000000000U)};
+        (void)pthread_cond_timedwait(&engine->settled, &engine->lock, &at);
+        status = xks_monotonic_ns() >= until_ns ? XKS_TIMEOUT : XKS_OK;
+    }
+    if (status == XKS_TIMEOUT && xks_engine_unsettled(engine) == 0) {
+        status = XKS_OK;
     }
     pthread_mutex_unlock(&engine->lock);
     return status;

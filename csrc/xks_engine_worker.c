@@ -24,8 +24,9 @@ typedef struct taken {
 
 /* --- the worker's session */
 
-/* Close the session; of an epoch that the token has forgotten the handle is not ours any more. */
-static void close_session(engine_worker *worker)
+/* Give the session up. It is closed unless its number may be somebody else's by now: of an epoch that the token has forgotten, or when the
+ * token says that it knows no such session. From here on its number is not ours, so that who gets it next finds no other holder. */
+static void end_session(engine_worker *worker, bool known_to_token)
 {
     engine_partition *partition = worker->partition;
     if (!worker->session_open) {
@@ -33,31 +34,64 @@ static void close_session(engine_worker *worker)
     }
     pthread_mutex_lock(&partition->lock);
     partition->sessions_open--;
-    bool ours = worker->session_epoch >= partition->valid_epoch;
-    pthread_mutex_unlock(&partition->lock);
-    if (ours) {
-        (void)partition->p11->f->C_CloseSession(worker->session);
-    }
     worker->session_open = false;
+    bool close = known_to_token && worker->session_epoch >= partition->valid_epoch && !partition->frozen;
+    partition->running_workers += close ? 1 : 0; /* no reset of the module while it is closed */
+    pthread_mutex_unlock(&partition->lock);
+    if (close) {
+        (void)partition->p11->f->C_CloseSession(worker->session);
+        pthread_mutex_lock(&partition->lock);
+        partition->running_workers--;
+        pthread_mutex_unlock(&partition->lock);
+    }
     worker->messages = (xks_p11_messages){0};
 }
 
+/* Whether calls of this epoch may begin. partition->lock is held. */
+static bool is_current_locked(const engine_partition *partition, uint32_t epoch)
+{
+    return partition->epoch == epoch && epoch >= partition->valid_epoch && epoch != 0 && !partition->logging_in && !partition->frozen;
+}
+
+/* CKR_USER_NOT_LOGGED_IN also when the epoch is over. */
 static CK_RV open_session(engine_worker *worker, uint32_t epoch)
 {
     engine_partition *partition = worker->partition;
+    CK_SESSION_HANDLE session;
     if (worker->session_open && worker->session_epoch == epoch) {
         return CKR_OK;
     }
-    close_session(worker);
-    CK_RV rv = partition->p11->f->C_OpenSession(partition->slot, CKF_SERIAL_SESSION, NULL, NULL, &worker->session);
+    end_session(worker, true);
+    pthread_mutex_lock(&partition->lock);
+    bool current = is_current_locked(partition, epoch);
+    CK_SLOT_ID slot = partition->slot;
+    pthread_mutex_unlock(&partition->lock);
+    if (!current) {
+        return CKR_USER_NOT_LOGGED_IN;
+    }
+    atomic_fetch_add(&partition->module->opening, 1);
+    CK_RV rv = partition->p11->f->C_OpenSession(slot, CKF_SERIAL_SESSION, NULL, NULL, &session);
     if (rv == CKR_OK) {
+        pthread_mutex_lock(&partition->lock);
+        worker->session = session;
         worker->session_open = true;
         worker->session_epoch = epoch;
-        pthread_mutex_lock(&partition->lock);
+        worker->slot = slot;
         partition->sessions_open++;
         pthread_mutex_unlock(&partition->lock);
+        xks_engine_note_session(partition, session, worker);
     }
+    atomic_fetch_sub(&partition->module->opening, 1);
     return rv;
+}
+
+/* Whether the session's number is still of our own slot. Asked only while another session is opened, whose number nobody has noted yet. */
+static bool is_own_session(const engine_worker *worker)
+{
+    const engine_partition *partition = worker->partition;
+    CK_SESSION_INFO info;
+    return atomic_load(&partition->module->opening) == 0 ||
+           (worker->session_open && partition->p11->f->C_GetSessionInfo(worker->session, &info) == CKR_OK && info.slotID == worker->slot);
 }
 
 /* --- one job */
@@ -124,7 +158,16 @@ static bool judge(engine_worker *worker, const xks_p11_gcm *gcm, taken *t, const
         return false;
     case XKS_CKR_STALE_SESSION:
         finish(t->job, XKS_UNAVAILABLE, XKS_FATE_STALE, failure);
-        return true;
+        if (!xks_engine_is_session_gone(failure->rv)) {
+            return true;
+        }
+        pthread_mutex_lock(&partition->lock);
+        if (is_current_locked(partition, t->epoch)) {
+            xks_engine_lose_handles_locked(partition);
+            xks_engine_ask_recovery_locked(partition, t->epoch, false, failure->call);
+        }
+        pthread_mutex_unlock(&partition->lock);
+        return false;
     case XKS_CKR_STALE_KEY:
         doubt_key(partition, t);
         finish(t->job, XKS_UNAVAILABLE, XKS_FATE_STALE, failure);
@@ -234,11 +277,26 @@ static bool take_locked(engine_partition *partition, taken *t)
     if (known->generation != job->route.key_generation || !known->wanted) {
         job->status = XKS_NOT_FOUND; /* removed since it was submitted */
         job->fate = XKS_FATE_NOT_MADE;
-    } else if (atomic_load(&known->state) != XKS_KEY_USABLE) {
+    } else if (atomic_load(&known->state) != XKS_KEY_USABLE || !is_current_locked(partition, partition->epoch)) {
         job->status = XKS_UNAVAILABLE; /* in doubt since it was handed over: it may go elsewhere */
         job->fate = XKS_FATE_STALE;
     }
     return true;
+}
+
+/* Whether what the token answered was of the job's own key: since the job was taken there was no new login, no reset, and the key's handle
+ * has not been given up. Otherwise the numbers that the call was made with may have been another key's already. */
+static bool is_own_key_locked(const engine_partition *partition, const taken *t)
+{
+    const partition_key *known = xks_partition_key_at(partition, t->job->key);
+    return known->use == t->key && known->generation == t->job->route.key_generation && is_current_locked(partition, t->epoch);
+}
+
+/* The token's answer may be of another key: the job goes again. */
+static void disown(xks_job *job)
+{
+    finish(job, XKS_UNAVAILABLE, XKS_FATE_STALE, &(xks_p11_failure){CKR_SESSION_CLOSED, "a call with handles that are gone", false});
+    job->route.calls++; /* a key did work, which a repair is not counted for */
 }
 
 /* Book what a finished job tells about the partition. */
@@ -273,14 +331,22 @@ static void serve_locked(engine_worker *worker, taken *t)
             job->attempts++;
             again = run(worker, t);
             if (again) {
-                close_session(worker);
+                end_session(worker, true);
             }
         } while (again && job->attempts < MAX_ATTEMPTS && xks_monotonic_ns() < job->deadline_ns);
+        if (job->status == XKS_UNAVAILABLE && xks_engine_is_session_gone(job->ckr)) {
+            end_session(worker, false);
+        } else if (job->status != XKS_UNAVAILABLE && !is_own_session(worker)) {
+            disown(job);
+        }
     }
     job->finished_ns = xks_monotonic_ns();
     pthread_mutex_lock(&partition->lock);
     partition->running_workers--;
     worker->busy_since_ns = 0;
+    if (job->started_ns != 0 && job->status != XKS_UNAVAILABLE && !is_own_key_locked(partition, t)) {
+        disown(job);
+    }
     account_locked(partition, job);
     bool more_soon = partition->queued > 0 && partition->quick_ns < XKS_FAST_CALL_NS;
     pthread_mutex_unlock(&partition->lock);
@@ -326,13 +392,16 @@ static void got_session_locked(engine_partition *partition)
     xks_engine_count_sessions_locked(partition);
 }
 
-/* A session of the present login, opened ahead of the first job. False when the worker is to wait. */
+/* A session of the present login, opened ahead of the first job, or no use for one. False when the worker is to wait. */
 static bool have_session_locked(engine_worker *worker)
 {
     engine_partition *partition = worker->partition;
     uint32_t epoch = partition->epoch;
-    if (epoch == 0 || partition->frozen || worker->resting || atomic_load(&partition->state) == XKS_PARTITION_REFUSED) {
+    if (epoch == 0 || worker->resting || atomic_load(&partition->state) == XKS_PARTITION_REFUSED) {
         return false;
+    }
+    if (!is_current_locked(partition, epoch)) {
+        return partition->queued > 0; /* to give the jobs back, without any call */
     }
     if (worker->session_open && worker->session_epoch == epoch) {
         return true;
@@ -396,7 +465,7 @@ void *xks_engine_worker_main(void *argument)
     }
     partition->threads--;
     pthread_mutex_unlock(&partition->lock);
-    close_session(worker);
+    end_session(worker, true);
     xks_p11_scratch_free(&worker->scratch);
     xks_p11_scratch_free(&worker->check);
     xks_random_pool_wipe(&worker->random);

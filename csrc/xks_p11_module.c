@@ -84,7 +84,12 @@ static CK_FUNCTION_LIST_3_0 *find_message_calls(const xks_p11_module *module)
 xks_status xks_p11_module_open(xks_p11_module *module, char *error)
 {
     CK_C_GetFunctionList get_function_list = NULL;
-    module->library = module->private_copy ? load_copy(module->path) : dlopen(module->path, RTLD_NOW | RTLD_LOCAL);
+    if (module->f != NULL) {
+        return initialize(module, error); /* what could not be initialised before stays loaded */
+    }
+    if (module->library == NULL) {
+        module->library = module->private_copy ? load_copy(module->path) : dlopen(module->path, RTLD_NOW | RTLD_LOCAL);
+    }
     if (module->library == NULL) {
         const char *why = dlerror();
         snprintf(error, XKS_ERROR_TEXT_BYTES, "the PKCS#11 module cannot be loaded: %s", why != NULL ? why : strerror(errno));
@@ -93,6 +98,7 @@ xks_status xks_p11_module_open(xks_p11_module *module, char *error)
     void *symbol = dlsym(module->library, "C_GetFunctionList");
     memcpy(&get_function_list, &symbol, sizeof symbol); /* ISO C has no cast from object to function pointer */
     if (get_function_list == NULL || get_function_list(&module->f) != CKR_OK || module->f == NULL) {
+        module->f = NULL;
         snprintf(error, XKS_ERROR_TEXT_BYTES, "%s is not a PKCS#11 module: it has no working C_GetFunctionList", module->path);
         return XKS_CONFIG;
     }

@@ -23,7 +23,8 @@ typedef struct xks_p11_module {
     bool initialized_by_us;
 } xks_p11_module;
 
-/* Loads and initialises. XKS_CONFIG with a text that names the path and what is wrong. path and parameters are set already. */
+/* Loads and initialises. XKS_CONFIG with a text that names the path and what is wrong; then it may be tried again, which goes on where it
+ * failed. path and parameters are set already. */
 XKS_MUST_CHECK xks_status xks_p11_module_open(xks_p11_module *module, char *error);
 /* C_Finalize, then C_Initialize again: every session of every token is gone. Only when no thread is inside the module. */
 XKS_MUST_CHECK xks_status xks_p11_module_reset(xks_p11_module *module, char *error);

@@ -8,17 +8,19 @@
 static const uint8_t TEXT[XKS_CANARY_BYTES] = {'x', 'k', 's', 'f', 'a', 's', 't', ' ', 's', 'e', 'l', 'f', 't', 'e', 's', 't'};
 static const uint8_t AAD[3] = {0, 0, 0};
 
+/* XKS_FINAL: the token must not be used. */
 static xks_status refuse(const char *what, char *error)
 {
     snprintf(error, XKS_ERROR_TEXT_BYTES,
              "self-test: %s: the token is not used. Check the profile of the partition against the token's documentation", what);
-    return XKS_CONFIG;
+    return XKS_FINAL;
 }
 
 static xks_status call_failed(const xks_p11_failure *failure, char *error)
 {
-    if (failure->broken) {
-        return refuse(failure->call, error);
+    if (failure->broken) { /* an IV left zero is a token that always uses the same one; a wrong length or byte may be a passing fault */
+        xks_status status = refuse(failure->call, error);
+        return failure->rv == CKR_MECHANISM_PARAM_INVALID ? status : XKS_CONFIG;
     }
     snprintf(error, XKS_ERROR_TEXT_BYTES, "self-test: %s: %s (0x%lx)", failure->call, xks_ckr_name(failure->rv), failure->rv);
     return xks_ckr_classify(failure->rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;

@@ -21,7 +21,7 @@ typedef struct xks_p11_canary {
 } xks_p11_canary;
 
 /* Encrypts twice and requires two IVs and two ciphertexts; decrypts and compares; tampers once and learns the code by which this
- * token says "wrong tag". XKS_CONFIG when the token would reuse IVs or accepts a tampered ciphertext: it must not serve.
+ * token says "wrong tag". XKS_FINAL when the token would reuse IVs or accepts a tampered ciphertext: it must not serve.
  * XKS_UNAVAILABLE when a call failed. */
 XKS_MUST_CHECK xks_status xks_p11_self_test(const xks_p11_gcm *gcm, xks_random_pool *random, xks_p11_scratch *scratch,
                                             xks_p11_canary *canary, CK_RV *tag_failure, char *error);

@@ -53,10 +53,20 @@ static void describe(const xks_p11_token_name *name, char *out, size_t capacity)
     }
 }
 
+/* Whether trying the PIN again may lock the token, or cannot help before somebody has changed the PIN. */
+static bool is_pin_refused(CK_RV rv)
+{
+    return rv == CKR_PIN_INCORRECT || rv == CKR_PIN_INVALID || rv == CKR_PIN_LEN_RANGE || rv == CKR_PIN_EXPIRED || rv == CKR_PIN_LOCKED;
+}
+
 static xks_status check_mechanism(const xks_p11_module *module, CK_SLOT_ID slot, const char *label, char *error)
 {
     CK_MECHANISM_INFO mechanism;
     CK_RV rv = module->f->C_GetMechanismInfo(slot, CKM_AES_GCM, &mechanism);
+    if (rv != CKR_OK && rv != CKR_MECHANISM_INVALID) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "token '%s': C_GetMechanismInfo: %s (0x%lx)", label, xks_ckr_name(rv), rv);
+        return XKS_UNAVAILABLE;
+    }
     if (rv != CKR_OK || (mechanism.flags & (CKF_ENCRYPT | CKF_DECRYPT)) != (CKF_ENCRYPT | CKF_DECRYPT)) {
         snprintf(error, XKS_ERROR_TEXT_BYTES,
                  "token '%s' has no AES-GCM (C_GetMechanismInfo: %s): use a token or a firmware that has CKM_AES_GCM", label,
@@ -66,9 +76,36 @@ static xks_status check_mechanism(const xks_p11_module *module, CK_SLOT_ID slot,
     return XKS_OK;
 }
 
+xks_status xks_p11_token_look(const xks_p11_module *module, const xks_p11_token_name *name, CK_SLOT_ID slot, const char *serial,
+                              xks_p11_token_info *info, bool *other, char *error)
+{
+    CK_TOKEN_INFO raw;
+    CK_RV rv = module->f->C_GetTokenInfo(slot, &raw);
+    *other = rv == CKR_SLOT_ID_INVALID || rv == CKR_TOKEN_NOT_PRESENT || rv == CKR_TOKEN_NOT_RECOGNIZED ||
+             (rv == CKR_OK && (raw.flags & CKF_TOKEN_INITIALIZED) == 0);
+    if (rv == CKR_OK) {
+        read_info(&raw, info);
+        *other = *other || !matches(name, slot, info) || (serial != NULL && strcmp(serial, info->serial) != 0);
+    }
+    if (*other) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "there is no initialised token in slot %lu of %.160s", slot, module->path);
+        return XKS_CONFIG;
+    }
+    if (rv != CKR_OK) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "C_GetTokenInfo: %s (0x%lx)", xks_ckr_name(rv), rv);
+        return XKS_UNAVAILABLE;
+    }
+    return check_mechanism(module, slot, info->label, error);
+}
+
 xks_status xks_p11_token_find(const xks_p11_module *module, const xks_p11_token_name *name, CK_SLOT_ID *slot,
                               xks_p11_token_info *info, char *error)
 {
+    if (name->label == NULL && name->serial == NULL) { /* nobody else is asked: another slot may not answer */
+        bool other;
+        *slot = (CK_SLOT_ID)name->slot;
+        return xks_p11_token_look(module, name, *slot, NULL, info, &other, error);
+    }
     CK_ULONG count = 0;
     CK_RV rv = module->f->C_GetSlotList(CK_TRUE, NULL, &count);
     CK_SLOT_ID *slots = calloc(count + 8, sizeof *slots);
@@ -140,13 +177,13 @@ xks_status xks_p11_token_login(const xks_p11_module *module, CK_SESSION_HANDLE s
     if (rv == CKR_OK || rv == CKR_USER_ALREADY_LOGGED_IN) {
         return XKS_OK;
     }
-    if (xks_ckr_classify(rv) == XKS_CKR_CONFIG) {
+    if (is_pin_refused(rv)) {
         snprintf(error, XKS_ERROR_TEXT_BYTES,
                  "C_Login: %s (0x%lx): the PIN was tried once and will not be tried again, since tokens lock; correct the PIN (or "
                  "unlock the token), then start again",
                  xks_ckr_name(rv), rv);
-        return XKS_CONFIG;
+        return XKS_FINAL;
     }
     snprintf(error, XKS_ERROR_TEXT_BYTES, "C_Login: %s (0x%lx)", xks_ckr_name(rv), rv);
-    return XKS_UNAVAILABLE;
+    return xks_ckr_classify(rv) == XKS_CKR_CONFIG ? XKS_CONFIG : XKS_UNAVAILABLE;
 }

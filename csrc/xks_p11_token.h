@@ -11,6 +11,7 @@
 #include "xks_p11_quirks.h"
 #include "xks_secret.h"
 #include "xks_status.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Which token: exactly one of the three says it. Borrowed strings. */
@@ -34,7 +35,12 @@ typedef struct xks_p11_token_info {
 XKS_MUST_CHECK xks_status xks_p11_token_find(const xks_p11_module *module, const xks_p11_token_name *name, CK_SLOT_ID *slot,
                                              xks_p11_token_info *info, char *error);
 
-/* Log the user in on an open session. Already logged in is success. A refused PIN is XKS_CONFIG and is never tried again by us:
+/* The same for a token that was found before, in the slot where it was: no other slot is asked, since another HSM of the same library may
+ * not answer. serial: what it was, or NULL. *other: this slot has another token by now, or none. */
+XKS_MUST_CHECK xks_status xks_p11_token_look(const xks_p11_module *module, const xks_p11_token_name *name, CK_SLOT_ID slot,
+                                             const char *serial, xks_p11_token_info *info, bool *other, char *error);
+
+/* Log the user in on an open session. Already logged in is success. A refused PIN is XKS_FINAL and is never tried again by us:
  * tokens lock after a few. */
 XKS_MUST_CHECK xks_status xks_p11_token_login(const xks_p11_module *module, CK_SESSION_HANDLE session, const xks_secret *pin,
                                               const xks_p11_profile *profile, char *error);

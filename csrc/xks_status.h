@@ -28,7 +28,8 @@ typedef enum xks_status {
     XKS_SYSTEM = 11,       /* the operating system or libcrypto refused: see the error text */
     XKS_WANT_MORE = 12,    /* not an error: more input is needed */
     XKS_CLOSED = 13,       /* the peer closed in good order */
-    XKS_BUG = 14           /* an invariant of ours does not hold */
+    XKS_BUG = 14,          /* an invariant of ours does not hold */
+    XKS_FINAL = 15         /* the token refused the PIN, or must not be used at all: nobody may try again before an operator has acted */
 } xks_status;
 
 /* The largest error text any function here writes, with its NUL. Texts hold names, paths and codes, never secrets. */

@@ -20,6 +20,20 @@ CK_RV shim_ready(void)
     return CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
+void shim_count_in(void)
+{
+    shim_state *state = shim();
+    atomic_fetch_add(&state->inside, 1);
+    if (atomic_load(&state->changing)) {
+        shim_misuse(&state->control->calls_in_reset, "a call while another thread is in C_Finalize or C_Initialize");
+    }
+}
+
+void shim_count_out(void)
+{
+    atomic_fetch_sub(&shim()->inside, 1);
+}
+
 /* Encryptions and decryptions are what the histogram is about. */
 static bool measured(xksfault_class class)
 {
@@ -75,6 +89,8 @@ CK_RV shim_enter_slot(shim_call *call, CK_SLOT_ID slot_id, xksfault_class class)
 {
     memset(call, 0, sizeof *call);
     call->class = class;
+    call->inside = true;
+    shim_count_in();
     CK_RV rv = shim_ready();
     if (rv == CKR_OK && slot_id >= shim_slot_count()) {
         rv = CKR_SLOT_ID_INVALID;
@@ -96,6 +112,8 @@ CK_RV shim_enter(shim_call *call, CK_SESSION_HANDLE handle, xksfault_class class
 {
     memset(call, 0, sizeof *call);
     call->class = class;
+    call->inside = true;
+    shim_count_in();
     CK_RV rv = shim_ready();
     if (rv != CKR_OK) {
         return rv;
@@ -140,6 +158,9 @@ CK_RV shim_leave(shim_call *call, CK_RV rv)
     if (call->session != NULL) {
         atomic_store_explicit(&call->session->busy, false, memory_order_release);
         shim_session_release(call->session);
+    }
+    if (call->inside) {
+        shim_count_out();
     }
     return rv;
 }

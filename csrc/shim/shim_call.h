@@ -18,6 +18,7 @@ typedef struct shim_call {
     CK_SESSION_HANDLE real;
     uint32_t slot;
     xksfault_class class;
+    bool inside;
     bool counted;
     bool locked;
     uint64_t start_ns; /* 0: not measured */
@@ -25,6 +26,9 @@ typedef struct shim_call {
 
 /* CKR_CRYPTOKI_NOT_INITIALIZED unless this process has called C_Initialize. */
 CK_RV shim_ready(void);
+/* Calls that are neither on a session nor on one slot: count them in, and out again. */
+void shim_count_in(void);
+void shim_count_out(void);
 CK_RV shim_enter(shim_call *call, CK_SESSION_HANDLE handle, xksfault_class class);
 /* For a call on a slot, without a session. */
 CK_RV shim_enter_slot(shim_call *call, CK_SLOT_ID slot_id, xksfault_class class);

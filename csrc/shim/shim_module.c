@@ -2,6 +2,7 @@
 /* shim_module.c - the module's three doors, its life cycle, and its slots. */
 #include "shim_call.h"
 #include "shim_functions.h"
+#include "shim_latency.h"
 #include "shim_sessions.h"
 #include "shim_slots.h"
 #include "shim_timeline.h"
@@ -97,15 +98,22 @@ EXPORTED CK_RV C_GetInterface(CK_UTF8CHAR_PTR name, CK_VERSION_PTR version, CK_I
     return shim_C_GetInterface(name, version, interface, flags);
 }
 
-CK_RV shim_C_Initialize(CK_VOID_PTR arguments)
+/* Nobody may be inside meanwhile: a real library frees what the others are working with. */
+static void begin_change(const char *misuse)
 {
     shim_state *state = shim();
-    CK_RV rv = shim_load();
-    if (rv != CKR_OK) {
-        return rv;
+    atomic_store(&state->changing, true);
+    if (atomic_load(&state->inside) != 0) {
+        shim_misuse(&state->control->calls_in_reset, misuse);
     }
-    if (atomic_load(&state->initialized)) {
-        return CKR_CRYPTOKI_ALREADY_INITIALIZED;
+}
+
+static CK_RV initialize(CK_VOID_PTR arguments)
+{
+    shim_state *state = shim();
+    CK_RV rv = (CK_RV)word(&state->control->initialize_rv);
+    if (rv != CKR_OK || atomic_load(&state->initialized)) {
+        return rv != CKR_OK ? rv : CKR_CRYPTOKI_ALREADY_INITIALIZED;
     }
     const CK_C_INITIALIZE_ARGS *given = arguments;
     if (given == NULL || ((given->flags & CKF_OS_LOCKING_OK) == 0 && given->CreateMutex == NULL)) {
@@ -135,19 +143,40 @@ CK_RV shim_C_Initialize(CK_VOID_PTR arguments)
     return CKR_OK;
 }
 
-CK_RV shim_C_Finalize(CK_VOID_PTR reserved)
+static CK_RV finalize(CK_VOID_PTR reserved)
 {
     shim_state *state = shim();
-    CK_RV rv = shim_ready();
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    shim_sleep_until(shim_now_ns() + word(&state->control->finalize_ns));
     atomic_store(&state->initialized, false);
     for (uint32_t slot = 0; slot < XKS_FAULT_SLOTS; slot++) {
         shim_sessions_retire_slot(slot, UINT64_MAX);
     }
     shim_slots_forget();
     return state->real->C_Finalize(reserved);
+}
+
+CK_RV shim_C_Initialize(CK_VOID_PTR arguments)
+{
+    CK_RV rv = shim_load();
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    begin_change("C_Initialize while a call is inside");
+    rv = initialize(arguments);
+    atomic_store(&shim()->changing, false);
+    return rv;
+}
+
+CK_RV shim_C_Finalize(CK_VOID_PTR reserved)
+{
+    CK_RV rv = shim_ready();
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    begin_change("C_Finalize while a call is inside");
+    rv = finalize(reserved);
+    atomic_store(&shim()->changing, false);
+    return rv;
 }
 
 CK_RV shim_C_GetInfo(CK_INFO_PTR info)
@@ -158,10 +187,12 @@ CK_RV shim_C_GetInfo(CK_INFO_PTR info)
 
 CK_RV shim_C_GetSlotList(CK_BBOOL token_present, CK_SLOT_ID_PTR list, CK_ULONG_PTR count)
 {
+    shim_count_in();
     CK_RV rv = count == NULL ? CKR_ARGUMENTS_BAD : shim_ready();
     if (rv == CKR_OK) {
         rv = shim_slots_find();
     }
+    shim_count_out();
     if (rv != CKR_OK) {
         return rv;
     }

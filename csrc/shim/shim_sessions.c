@@ -99,7 +99,7 @@ CK_RV shim_session_open(uint32_t slot, CK_FLAGS flags, CK_VOID_PTR application, 
     memset(&session->decrypt, 0, sizeof session->decrypt);
     memset(&session->message_encrypt, 0, sizeof session->message_encrypt);
     memset(&session->message_decrypt, 0, sizeof session->message_decrypt);
-    session->generation = (session->generation + 1) % GENERATIONS;
+    session->generation = shim_flag(XKS_FAULT_REUSE_HANDLES) ? 0 : (session->generation + 1) % GENERATIONS;
     *handle = (CK_SESSION_HANDLE)session->generation << INDEX_BITS | (CK_SESSION_HANDLE)(session - shim()->sessions + 1);
     atomic_store(&session->retired, 0);
     atomic_store(&session->handle, *handle);

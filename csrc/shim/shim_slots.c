@@ -336,10 +336,16 @@ CK_OBJECT_HANDLE shim_object_out(uint32_t slot, uint64_t epoch, CK_OBJECT_HANDLE
         shim_say("the real module's object handles have more than 40 bits: not supported");
         return CK_INVALID_HANDLE;
     }
+    if (shim_flag(XKS_FAULT_REUSE_HANDLES)) {
+        return real; /* as the real module gives them out again */
+    }
     return real == CK_INVALID_HANDLE ? CK_INVALID_HANDLE : (CK_OBJECT_HANDLE)(tag_of(slot, epoch) << REAL_HANDLE_BITS | real);
 }
 
 CK_OBJECT_HANDLE shim_object_in(uint32_t slot, uint64_t epoch, CK_OBJECT_HANDLE handle)
 {
+    if (shim_flag(XKS_FAULT_REUSE_HANDLES)) {
+        return handle;
+    }
     return handle >> REAL_HANDLE_BITS == tag_of(slot, epoch) ? handle & ((1UL << REAL_HANDLE_BITS) - 1) : CK_INVALID_HANDLE;
 }

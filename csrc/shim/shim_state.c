@@ -65,6 +65,8 @@ static void after_fork_in_child(void)
     pthread_cond_init(&the_state.hang_over, NULL);
     atomic_store(&the_state.forked, atomic_load(&the_state.initialized) || atomic_load(&the_state.forked));
     atomic_store(&the_state.initialized, false);
+    atomic_store(&the_state.inside, 0);
+    atomic_store(&the_state.changing, false);
 }
 
 static CK_RV map_control(void)

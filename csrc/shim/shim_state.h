@@ -98,6 +98,8 @@ typedef struct shim_state {
     uint64_t pin_key;
 
     _Atomic(bool) initialized;
+    _Atomic(bool) changing;   /* a thread is in C_Finalize or C_Initialize */
+    _Atomic(uint64_t) inside; /* threads in any other call on a slot or a session */
     _Atomic(bool) forked; /* this process is a child that has not called C_Initialize */
     _Atomic(uint64_t) thread_count;
 

@@ -67,7 +67,9 @@ typedef enum xksfault_flag {
     XKS_FAULT_CHECK_IVS = 2,      /* remember (key, IV) of every encryption and find a repetition */
     XKS_FAULT_GLOBAL_LOCK = 4,    /* one lock around every call: a library that serialises */
     XKS_FAULT_HIDE_3_0 = 8,       /* offer PKCS#11 2.40 only */
-    XKS_FAULT_STABLE_HANDLES = 16 /* object handles survive a restart of the slot */
+    XKS_FAULT_STABLE_HANDLES = 16, /* object handles survive a restart of the slot */
+    XKS_FAULT_REUSE_HANDLES = 32 /* numbers of sessions and objects are given out again at once: after a close, a restart of a slot and
+                                    C_Initialize, to whichever slot asks first */
 } xksfault_flag;
 
 typedef struct xksfault_latency {
@@ -157,7 +159,10 @@ typedef struct xksfault_control {
     uint64_t length_queries;
     uint64_t iv_repeats;
     uint64_t ivs_untracked; /* the table was full */
-    uint64_t spare[6];
+    uint64_t calls_in_reset; /* C_Finalize while a call was inside, calls while C_Finalize or C_Initialize was */
+    uint64_t finalize_ns;    /* setting: how long C_Finalize takes */
+    uint64_t initialize_rv;  /* setting: not 0: what C_Initialize returns */
+    uint64_t spare[3];
 
     xksfault_slot slots[XKS_FAULT_SLOTS];
     xksfault_counters counters[XKS_FAULT_SLOTS];

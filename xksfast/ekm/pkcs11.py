@@ -8,7 +8,6 @@ and what is read here is what they have written down.
 
 from __future__ import annotations
 
-import os
 from time import monotonic_ns
 
 from xksfast.config import Config
@@ -34,11 +33,10 @@ class TokenEngine:
         self._pins: list[Secret] = []  # the engine borrows them until it stops
         modules = {}
         for name, module in config.modules.items():
-            os.environ.update(module.environment)  # a module reads it when it is loaded; the next may want other values
-            modules[name] = self.engine.add_module(module.path, module.parameters)
-        indexes = {}
+            modules[name] = self.engine.add_module(module.path, module.parameters, module.environment)
+        self._indexes: dict[str, int] = {}
         for name, partition in config.partitions.items():
-            indexes[name] = self.engine.add_partition(
+            self._indexes[name] = self.engine.add_partition(
                 name=name,
                 module=modules[partition.module],
                 token_label=partition.token_label,
@@ -52,7 +50,10 @@ class TokenEngine:
             )
         self.groups = {
             name: PartitionGroup(
-                self.engine, name, {partition: indexes[partition] for partition in group.partitions}, group.verify == "other"
+                self.engine,
+                name,
+                {partition: self._indexes[partition] for partition in group.partitions},
+                group.verify == "other",
             )
             for name, group in config.partition_groups.items()
         }
@@ -62,13 +63,11 @@ class TokenEngine:
         self.engine.start()
 
     def refusals(self) -> list[str]:
-        """A sentence for each group none of whose partitions can ever serve: what is wrong and what to do."""
-        found: list[str] = []
-        for group in self.groups.values():
-            statuses = group.statuses()
-            if statuses and all(status.state == "refused" for status in statuses.values()):
-                found.extend(f"partition {name}: {status.reason}" for name, status in statuses.items())
-        return found
+        """A sentence for each partition when none can ever serve: what is wrong and what to do. Else nothing: the others serve."""
+        statuses = {name: self.engine.partition_status(index) for name, index in self._indexes.items()}
+        if any(status.state != "refused" for status in statuses.values()):
+            return []
+        return [f"partition {name}: {status.reason}" for name, status in statuses.items()]
 
     def _read_pin(self, partition: str, pin_file: str | None, pin_env: str | None) -> Secret | None:
         if pin_file:

@@ -33,6 +33,7 @@ cdef extern from "xks_api.h" nogil:
         XKS_WANT_MORE
         XKS_CLOSED
         XKS_BUG
+        XKS_FINAL
 
     ctypedef struct xks_span:
         const uint8_t *data

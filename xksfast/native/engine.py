@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
@@ -171,12 +171,15 @@ class Engine:
         self._waiting = Lock()
         self._closing = False
 
-    def add_module(self, path: str, parameters: str | None = None) -> int:
-        """Load and initialise a module; its index. parameters: LibraryParameters (NSS softoken).
+    def add_module(self, path: str, parameters: str | None = None, environment: Mapping[str, str] | None = None) -> int:
+        """The module's index; its partitions' keepers load and initialise it. parameters: LibraryParameters (NSS softoken).
 
-        What it reads from the environment must be set now, and may be changed for the next module.
+        environment: set in this process whenever the module is initialised, also after a reset.
         """
-        index, error, texts = ffi.new("uint32_t *"), error_buffer(), Texts()
+        texts = Texts()
+        index, error = ffi.new("uint32_t *"), error_buffer()
+        for name, value in (environment or {}).items():
+            check(lib.xks_engine_add_variable(self.pointer, name.encode(), value.encode(), error), error)
         check(lib.xks_engine_add_module(self.pointer, texts(path), texts(parameters), index, error), error)
         return int(index[0])
 

@@ -63,5 +63,6 @@ STATUS_NAMES = {
         "XKS_WANT_MORE",
         "XKS_CLOSED",
         "XKS_BUG",
+        "XKS_FINAL",
     )
 }

@@ -35,7 +35,7 @@ ALL_SLOTS = -1
 
 FLAGS: dict[str, int] = {
     name: getattr(lib, f"XKS_FAULT_{name.upper()}")
-    for name in ("strict", "check_ivs", "global_lock", "hide_3_0", "stable_handles")
+    for name in ("strict", "check_ivs", "global_lock", "hide_3_0", "stable_handles", "reuse_handles")
 }
 
 

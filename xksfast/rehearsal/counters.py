@@ -25,6 +25,7 @@ class MisuseCounters:
     length_queries: int
     iv_repeats: int
     ivs_untracked: int
+    calls_in_reset: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A module gives the numbers of sessions and objects out again, for another token even: after a reset, after a restart of an HSM, after a
+ * close. No request may ever be served with another key than its own.
+ *
+ * RESETS: so many resets of the module rather than as many as fit in RESET_SECONDS (20).
+ */
+#include "two_tenants.h"
+
+#define FLAGS (XKS_FAULT_STRICT | XKS_FAULT_REUSE_HANDLES)
+
+static uint64_t number_from(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text != NULL ? (uint64_t)atoll(text) : otherwise;
+}
+
+/* One HSM errs until its library is reset, the other one blinks meanwhile: long enough for its breaker, or for its login as well. */
+static void resets_never_mix_two_tenants_keys(const token *t)
+{
+    uint64_t wanted = number_from("RESETS", 0), began = xks_monotonic_ns();
+    uint64_t end = wanted != 0 ? UINT64_MAX : began + SECONDS(number_from("RESET_SECONDS", 20));
+    tenants s = start_tenants(t, FLAGS, 3);
+    alarm(wanted != 0 ? 0 : 300);
+    srand(7);
+    set(&s.h.control->finalize_ns, 300000);
+    uint64_t first = get(&s.h.control->initialized), resets = 0;
+    for (uint64_t round = 1; (wanted == 0 || resets < wanted) && xks_monotonic_ns() < end; round++) {
+        uint32_t sick = (uint32_t)rand() % TENANTS;
+        xksfault_slot *blinking = &s.h.control->slots[1 - sick];
+        uint64_t before = get(&s.h.control->initialized), give_up = xks_monotonic_ns() + SECONDS(60);
+        set(&blinking->error_times, 3 + (uint64_t)rand() % 8);
+        set(&blinking->error_ppm, 1000000);
+        set(&blinking->error_rv, CKR_DEVICE_ERROR);
+        set(&s.h.control->slots[sick].device_error_epoch, round);
+        while (get(&s.h.control->initialized) == before) {
+            CHECK(xks_monotonic_ns() < give_up);
+            if (get(&blinking->error_rv) == 0 && is_ready(&s, 1 - sick)) { /* it is too well for a reset */
+                set(&blinking->error_times, 3 + (uint64_t)rand() % 8);
+                set(&blinking->error_rv, CKR_DEVICE_ERROR);
+            }
+            turn(&s);
+        }
+        if (rand() % 4 != 0) { /* else it goes on while they come up */
+            turn_until_ready(&s);
+        }
+        resets = get(&s.h.control->initialized) - first;
+    }
+    for (uint32_t i = 0; i < TENANTS; i++) {
+        set(&s.h.control->slots[i].error_rv, 0);
+    }
+    stop_tenants(&s);
+    printf("     %lu resets in %.1f s, %lu answers, %lu under the own key\n", (unsigned long)resets,
+           (double)(xks_monotonic_ns() - began) / 1e9, (unsigned long)s.answered, (unsigned long)s.own);
+    CHECK(resets >= 20);
+}
+
+/* The HSMs restart by turns and nobody resets anything: their sessions are gone, and the numbers go to who asks next. */
+static void restarts_never_mix_two_tenants_keys(const token *t)
+{
+    /* Not strict: until the second holder of a number has looked who else holds it, both may call with it at once. */
+    tenants s = start_tenants(t, XKS_FAULT_REUSE_HANDLES, 3);
+    uint64_t end = xks_monotonic_ns() + SECONDS(5), rounds = 0;
+    srand(8);
+    for (; xks_monotonic_ns() < end; rounds++) {
+        uint32_t restarts = (uint32_t)rand() % 3; /* one of them, or both */
+        for (uint32_t i = 0; i < TENANTS; i++) {
+            if (restarts == i || restarts == TENANTS) {
+                set(&s.h.control->slots[i].epoch, rounds + 1);
+            }
+        }
+        for (int turns = rand() % 30; turns > 0; turns--) {
+            turn(&s);
+        }
+        if (rand() % 4 != 0) {
+            turn_until_ready(&s);
+        }
+    }
+    stop_tenants(&s);
+    CHECK(rounds >= 20);
+}
+
+/* The HSM that errs for a moment is not to blame for the other's sessions, however early in its life it errs. */
+static void a_partition_that_fails_before_its_first_success_closes_nobody_s_sessions(const token *t)
+{
+    tenants s = {0};
+    s.h.control = make_control(t, TENANTS);
+    s.h.control->slots[1].error_classes = 1 << XKS_FAULT_LOGIN;
+    s.h.control->slots[1].error_ppm = 1000000;
+    s.h.control->slots[1].error_rv = CKR_DEVICE_ERROR;
+    s = start_tenants_on(s.h.control, t, FLAGS, 3);
+    CHECK(is_ready(&s, 0) && !is_ready(&s, 1));
+    uint64_t give_up = xks_monotonic_ns() + SECONDS(60);
+    while (get(&s.h.control->counters[0].sessions_opened) < 4) { /* the keeper's and three workers' */
+        CHECK(xks_monotonic_ns() < give_up);
+        turn(&s);
+    }
+    uint64_t opened = get(&s.h.control->counters[0].sessions_opened), logins = get(&s.h.control->counters[0].logins);
+    /* From now on the session that a failed login leaves behind cannot even be asked about. */
+    set(&s.h.control->slots[1].error_classes, (1 << XKS_FAULT_LOGIN) | (1 << XKS_FAULT_OTHER));
+    uint64_t errors = get(&s.h.control->counters[1].errors[XKS_FAULT_OTHER]);
+    while (get(&s.h.control->counters[1].errors[XKS_FAULT_OTHER]) < errors + 10) {
+        CHECK(xks_monotonic_ns() < give_up);
+        turn(&s);
+    }
+    CHECK(is_ready(&s, 0));
+    CHECK(get(&s.h.control->counters[0].sessions_opened) == opened && get(&s.h.control->counters[0].logins) == logins);
+    set(&s.h.control->slots[1].error_rv, 0);
+    stop_tenants(&s);
+}
+
+int main(void)
+{
+    const char *kind = "softhsm";
+    token t = make_two_tokens();
+    char command[96];
+    CASE(a_partition_that_fails_before_its_first_success_closes_nobody_s_sessions);
+    CASE(restarts_never_mix_two_tenants_keys);
+    CASE(resets_never_mix_two_tenants_keys);
+    xks_secret_free(t.pin);
+    snprintf(command, sizeof command, "rm -rf %s", t.directory);
+    run(command);
+    return 0;
+}
