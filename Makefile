@@ -89,10 +89,11 @@ fuzz: ## every fuzzer, FUZZ_SECONDS each (60)
 	$(call need,$(TEST_PACKAGES),make fuzz)
 	@$(MAKE) -s -C csrc fuzz FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60)
 
-soak: build $(VENV)/installed-dev ## random operations while processes are killed, KILL_SECONDS (600) on each database; KILL_SEED=
+soak: build $(VENV)/installed-dev ## random operations while processes are killed, KILL_SECONDS (600) on each database; KILL_SEED=; RESETS (10000) of a module
 	$(call need,$(TEST_PACKAGES),make soak)
 	@KILL_SECONDS=$(or $(KILL_SECONDS),600) KILL_SEED=$(or $(KILL_SEED),$(shell date +%s)) \
 	  $(BIN)/python -m pytest -q tests/scenario/test_kill_machine.py
+	@$(MAKE) -s -C csrc numbers RESETS=$(or $(RESETS),10000)
 
 lock: $(VENV)/installed-dev ## resolve the dependencies of pyproject.toml anew
 	@$(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
