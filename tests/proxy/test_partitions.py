@@ -116,6 +116,39 @@ def test_a_wrong_pin_on_one_of_two_takes_that_one_out_and_the_other_serves(two: 
         client.close()
 
 
+def test_a_wrong_pin_on_every_partition_ends_the_start(two: Setup) -> None:
+    two.stores["key_stores"]["one"]["keys"]["k1"]["create"] = False
+    two.write_secret("pin", "9999")
+    two.config["partitions"]["p1"]["pin_file"] = str(two.directory / "pin")
+    process = two.start(ready=False)
+    assert process.popen.wait(30) == 2
+    assert process.log_file.read_text().count("CKR_PIN_INCORRECT") >= 2
+
+
+def test_an_hsm_that_is_away_at_the_start_comes_into_service_and_the_other_serves_meanwhile(two: Setup, tmp_path: Path) -> None:
+    """Its library cannot even be initialised: there is no directory of tokens."""
+    replicate(two, "--make-transport-key")
+    with two.running():
+        pass
+    two.stores["key_stores"]["one"]["keys"]["k1"]["create"] = False
+    tokens = tmp_path / "two" / "tokens"
+    tokens.rename(tmp_path / "gone")
+    with two.running() as process:
+        client = two.client()
+        assert {client.call("encrypt").status for _ in range(20)} == {200}
+        assert partitions(two)["p1"]["state"] == "recovering"
+        reason = partitions(two)["p1"]["reason"]
+        assert "C_Initialize" in reason or "there is no token" in reason
+        (line,) = wait_until(lambda: process.events("key_manager_health"), "named in the log")
+        assert (line["key_manager"], line["status"], line["former"]) == ("p1", "UNAVAILABLE", None)
+        assert line["reason"]
+        (tmp_path / "gone").rename(tokens)
+        wait_until(lambda: partitions(two)["p1"]["state"] == "ready", "in service", 40)
+        wait_until(lambda: [x for x in process.events("key_manager_health") if x["status"] == "ACTIVE"], "said in the log", 20)
+        assert {client.call("encrypt").status for _ in range(20)} == {200}
+        client.close()
+
+
 def test_two_partitions_that_are_one_token_are_told_so(two: Setup) -> None:
     two.config["partitions"]["p1"] = {**two.config["partitions"]["p0"]}
     two.config["partitions"]["p1"].pop("token_label")
@@ -128,9 +161,9 @@ def test_two_partitions_that_are_one_token_are_told_so(two: Setup) -> None:
     two.stores["key_stores"]["one"]["keys"]["k1"]["create"] = False
     with two.running():
         shown = partitions(two)
-        refused = [partition for partition in shown.values() if partition["state"] == "refused"]
-        assert len(refused) == 1
-        assert "is the same token as partition" in refused[0]["reason"]
+        out = [partition for partition in shown.values() if partition["state"] == "recovering"]
+        assert len(out) == 1
+        assert "is the same token as partition" in out[0]["reason"]
 
 
 # --- under load, over the shim

@@ -304,14 +304,11 @@ def test_a_secret_that_others_can_read_is_refused_with_the_remedy(setup: Setup, 
     assert f"chmod 600 {setup.directory / name}" in refused()
 
 
-@pytest.mark.parametrize("problem", ["token", "pin", "pin mode", "module", "profile"])
+@pytest.mark.parametrize("problem", ["pin", "pin mode", "module", "profile"])
 def test_a_token_that_cannot_be_used_is_named_with_what_to_do(setup: Setup, refused, problem: str) -> None:  # type: ignore[no-untyped-def]
     setup.use_softhsm()
     partition = setup.config["partitions"]["p0"]
     match problem:
-        case "token":
-            partition["token_label"] = "t1"
-            expected = "there is no token"
         case "pin":
             setup.write_secret("pin", "9999")
             expected = "tried once and will not be tried again"

@@ -138,6 +138,25 @@ def test_a_wrong_pin_is_tried_exactly_once(setup: Setup, faults: Faults) -> None
     assert faults.logins == 1
 
 
+def test_a_token_that_is_absent_at_the_start_is_named_and_serves_as_soon_as_it_is_there(setup: Setup) -> None:
+    setup.stores["key_stores"]["one"]["keys"]["k1"]["create"] = False
+    pkcs11_tool(setup, "--keygen", "--key-type", "AES:32", "--label", "k1", "--sensitive")
+    tokens = setup.directory / "tokens"
+    (away,) = (path for path in tokens.iterdir() if path.is_dir())
+    away.rename(setup.directory / "away")
+    with setup.running() as process:
+        client = setup.client()
+        answer = client.call("encrypt")
+        assert answer.status in (500, 503), "no partition could be asked for the key, so nobody may say that it does not exist"
+        (line,) = wait_until(lambda: process.events("key_manager_health"), "named in the log")
+        assert (line["key_manager"], line["status"]) == ("p0", "UNAVAILABLE")
+        assert "there is no token with the label 't0'" in line["reason"]
+        (setup.directory / "away").rename(away)
+        wait_until(lambda: client.call("encrypt").status == 200, "served", 40)
+        assert process.popen.poll() is None
+        client.close()
+
+
 def test_garbage_from_a_caller_does_not_take_the_partition_down(running) -> None:  # type: ignore[no-untyped-def]
     process, client = running
     garbage = client.valid("decrypt") | {"authenticationTag": b64(bytes(16))}
