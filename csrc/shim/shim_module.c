@@ -3,6 +3,7 @@
 #include "shim_call.h"
 #include "shim_functions.h"
 #include "shim_latency.h"
+#include "shim_numbers.h"
 #include "shim_sessions.h"
 #include "shim_slots.h"
 #include "shim_timeline.h"
@@ -126,6 +127,7 @@ static CK_RV initialize(CK_VOID_PTR arguments)
     }
     shim_sessions_forget();
     shim_slots_forget();
+    shim_numbers_forget();
     for (uint32_t slot = 0; slot < XKS_FAULT_SLOTS; slot++) {
         atomic_store(&state->slots[slot].device_error_epoch, word(&shim_settings(slot)->device_error_epoch));
     }

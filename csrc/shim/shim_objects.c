@@ -2,6 +2,7 @@
 /* shim_objects.c - sessions, login, objects and keys: calls whose handles are translated. */
 #include "shim_call.h"
 #include "shim_functions.h"
+#include "shim_numbers.h"
 #include "shim_sessions.h"
 #include "shim_slots.h"
 #include <string.h>
@@ -184,7 +185,11 @@ CK_RV shim_C_DestroyObject(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object)
     CK_OBJECT_HANDLE real;
     CK_RV rv = shim_enter(&call, handle, XKS_FAULT_OTHER);
     rv = rv != CKR_OK ? rv : object_of(&call, object, &real);
-    return shim_leave(&call, rv != CKR_OK ? rv : shim()->real->C_DestroyObject(call.real, real));
+    rv = rv != CKR_OK ? rv : shim()->real->C_DestroyObject(call.real, real);
+    if (rv == CKR_OK) {
+        shim_number_free(object);
+    }
+    return shim_leave(&call, rv);
 }
 
 CK_RV shim_C_GetObjectSize(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, CK_ULONG_PTR size)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "shim_slots.h"
 
+#include "shim_numbers.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -337,7 +338,7 @@ CK_OBJECT_HANDLE shim_object_out(uint32_t slot, uint64_t epoch, CK_OBJECT_HANDLE
         return CK_INVALID_HANDLE;
     }
     if (shim_flag(XKS_FAULT_REUSE_HANDLES)) {
-        return real; /* as the real module gives them out again */
+        return real == CK_INVALID_HANDLE ? CK_INVALID_HANDLE : shim_number_of(real);
     }
     return real == CK_INVALID_HANDLE ? CK_INVALID_HANDLE : (CK_OBJECT_HANDLE)(tag_of(slot, epoch) << REAL_HANDLE_BITS | real);
 }
@@ -345,7 +346,7 @@ CK_OBJECT_HANDLE shim_object_out(uint32_t slot, uint64_t epoch, CK_OBJECT_HANDLE
 CK_OBJECT_HANDLE shim_object_in(uint32_t slot, uint64_t epoch, CK_OBJECT_HANDLE handle)
 {
     if (shim_flag(XKS_FAULT_REUSE_HANDLES)) {
-        return handle;
+        return shim_number_real(handle);
     }
     return handle >> REAL_HANDLE_BITS == tag_of(slot, epoch) ? handle & ((1UL << REAL_HANDLE_BITS) - 1) : CK_INVALID_HANDLE;
 }

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define SHIM_MAX_NUMBERS 65536U
 #define SHIM_MAX_REAL_SLOTS 256
 #define SHIM_MAX_SESSIONS 16384
 #define SHIM_TAG_BYTES 16
@@ -110,6 +111,9 @@ typedef struct shim_state {
     shim_session sessions[SHIM_MAX_SESSIONS];
     uint32_t session_high; /* under mutex: entries ever used */
     uint32_t session_free; /* under mutex: index plus one of the first free one */
+
+    CK_OBJECT_HANDLE numbers[SHIM_MAX_NUMBERS]; /* under mutex: the real object of each number, from 1 on; 0: free */
+    uint32_t number_high;                       /* under mutex: entries ever used */
 
     _Atomic(uint64_t) *_Atomic iv_table; /* 2^iv_table_bits fingerprints; mapped at the first use, kept */
     uint64_t iv_table_bits;              /* set before iv_table */

@@ -261,7 +261,7 @@ static void a_module_keeps_its_own_environment_when_it_is_reset(const token *t)
     xksfault_control *control = make_control(t, 0);
     control->flags = 0;
     memset(control->slots, 0, sizeof control->slots);
-    snprintf(copy, sizeof copy, "%s/library.so", t->directory); /* the linker gives one file once */
+    snprintf(copy, sizeof copy, "%s/libsofthsm2.so", t->directory); /* the linker gives one file once */
     snprintf(conf, sizeof conf, "cp %s %s", t->path, copy);
     run(conf);
     CHECK(setenv("XKSFAULT_MODULE", copy, 1) == 0);

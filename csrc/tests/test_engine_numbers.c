@@ -108,11 +108,50 @@ static void a_partition_that_fails_before_its_first_success_closes_nobody_s_sess
     stop_tenants(&s);
 }
 
+/* A key's session copy is destroyed while a call with its number is under way, and the number goes to another key's copy at once. */
+static void a_number_of_a_destroyed_copy_never_serves_the_former_key(const token *t)
+{
+    tenants s = {.h.count = 1};
+    s.h.control = make_control(t, 1);
+    s.h.control->flags = FLAGS;
+    s.h.control->slots[0].login_mode = XKS_FAULT_LOGIN_AS_REAL;
+    start_engine_for(&s.h, t, 1, 4, XKS_VERIFY_SAME, TENANT_KEYS[0]);
+    xks_engine_key_remove(s.h.f.engine, s.h.key);
+    s.h.control->slots[0].latency[XKS_FAULT_ENCRYPT_INIT] = (xksfault_latency){XKS_FAULT_FIXED, MS(15), 0, 0};
+    for (uint32_t i = 0; i < TENANTS; i++) {
+        uint8_t value[32];
+        tenant_value(i, value);
+        CHECK_STATUS(XKS_OK, xks_aes_gcm_key_new(value, &s.values[i]));
+    }
+    uint32_t served = 0, gone = 0, next = 0, key = add_key(&s.h.f, TENANT_KEYS[0]);
+    for (uint32_t round = 0; round < 40; round++, next = 1 - next) {
+        for (int i = 0; i < 4; i++) {
+            CHECK_STATUS(XKS_OK, xks_engine_submit(s.h.f.engine, job_for(&s.h.f, key, XKS_ENCRYPT, 8, INPUT_BYTES)));
+        }
+        xks_engine_flush(s.h.f.engine);
+        (void)poll(NULL, 0, (int)(round % 4)); /* inside the first call, more or less */
+        xks_engine_key_remove(s.h.f.engine, key);
+        key = add_key(&s.h.f, TENANT_KEYS[1 - next]);
+        for (xks_job *job = await(&s.h.f, 4), *after; job != NULL; job = after) {
+            after = job->next;
+            CHECK(job->status == XKS_OK || job->status == XKS_NOT_FOUND);
+            CHECK(job->status != XKS_OK || opens(&s, next, job, job->output));
+            served += job->status == XKS_OK ? 1 : 0;
+            gone += job->status == XKS_OK ? 0 : 1;
+            xks_job_release(s.h.f.pool, job);
+        }
+    }
+    CHECK(served + gone == 160 && gone > 0);
+    stop(&s.h.f);
+}
+
 int main(void)
 {
     const char *kind = "softhsm";
     token t = make_two_tokens();
     char command[96];
+    import_key(&t, 1, "t0"); /* the other tenant's key on the first one's token, too: under another label */
+    CASE(a_number_of_a_destroyed_copy_never_serves_the_former_key);
     CASE(a_partition_that_fails_before_its_first_success_closes_nobody_s_sessions);
     CASE(restarts_never_mix_two_tenants_keys);
     CASE(resets_never_mix_two_tenants_keys);

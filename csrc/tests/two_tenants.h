@@ -21,7 +21,7 @@ static inline void tenant_value(uint32_t tenant, uint8_t value[32])
 }
 
 /* In a child: a module must not be initialised twice in a process. */
-static inline void import_key(const token *t, uint32_t tenant)
+static inline void import_key(const token *t, uint32_t tenant, const char *token_label)
 {
     int status;
     pid_t pid = fork();
@@ -52,7 +52,7 @@ static inline void import_key(const token *t, uint32_t tenant)
     for (CK_ULONG i = 0; i < count; i++) {
         CK_TOKEN_INFO info;
         CHECK(f->C_GetTokenInfo(slots[i], &info) == CKR_OK);
-        if (memcmp(info.label, TENANT_TOKENS[tenant], 2) == 0) {
+        if (memcmp(info.label, token_label, 2) == 0) {
             CHECK(f->C_OpenSession(slots[i], CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session) == CKR_OK);
             CHECK(f->C_Login(session, CKU_USER, (CK_UTF8CHAR_PTR) "1234", 4) == CKR_OK);
             CHECK(f->C_CreateObject(session, template, 8, &object) == CKR_OK);
@@ -67,8 +67,8 @@ static inline token make_two_tokens(void)
 {
     token t = make_token("softhsm");
     run("softhsm2-util --init-token --free --label t1 --pin 1234 --so-pin 12345678 >/dev/null");
-    import_key(&t, 0);
-    import_key(&t, 1);
+    import_key(&t, 0, "t0");
+    import_key(&t, 1, "t1");
     return t;
 }
 

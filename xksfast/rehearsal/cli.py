@@ -70,7 +70,9 @@ def init(
     real_label: Annotated[str, typer.Option(help="Label of the real token behind all virtual slots; default: the first.")] = "",
     flag: Annotated[
         list[str] | None,
-        typer.Option("--flag", help="strict, check_ivs, global_lock, hide_3_0, stable_handles or reuse_handles; may be repeated."),
+        typer.Option(
+            "--flag", help="strict, check_ivs, global_lock, hide_3_0, stable_handles or reuse_handles; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Makes random choices repeatable; 0: they are not.")] = 0,
     parameters: Annotated[str, typer.Option(help="LibraryParameters of the real module (NSS softoken).")] = "",
