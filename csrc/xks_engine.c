@@ -158,7 +158,10 @@ xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_conf
     added->sessions = config->sessions;
     added->session_limit = UINT32_MAX;
     added->remote = config->remote;
-    added->lists[URGENT_KEYS] = added->lists[LISTED_KEYS] = (key_list){XKS_NO_KEY, XKS_NO_KEY};
+    for (int name = URGENT_KEYS; name < XKS_KEY_LISTS; name++) {
+        added->lists[name] = (key_list){XKS_NO_KEY, XKS_NO_KEY};
+    }
+    added->problem_key = XKS_NO_KEY;
     added->workers = calloc(2 * (size_t)config->sessions, sizeof *added->workers);
     pthread_mutex_init(&added->lock, NULL);
     monotonic_cond_init(&added->attention);
@@ -187,6 +190,24 @@ xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, 
     *group = engine->group_count++;
     engine->groups[*group] = added;
     return XKS_OK;
+}
+
+xks_status xks_engine_name_group(xks_engine *engine, uint32_t group, const char *name, char *error)
+{
+    bool ok = true;
+    if (engine->started || group >= engine->group_count || engine->groups[group].name != NULL) {
+        return xks_engine_refuse(error, "a group is named once, before the start");
+    }
+    engine->groups[group].name = copy_text(name, &ok);
+    return ok ? XKS_OK : xks_engine_refuse(error, "no memory for a group's name");
+}
+
+xks_status xks_engine_keep_references(xks_engine *engine, const char *path, char *error)
+{
+    if (engine->started || engine->references != NULL) {
+        return xks_engine_refuse(error, "one file of references is named, before the start");
+    }
+    return xks_reference_store_open(path, &engine->references, error);
 }
 
 bool xks_engine_start_worker_locked(engine_partition *partition)
@@ -262,6 +283,7 @@ static void free_partition(engine_partition *partition)
     free(partition->token_label);
     free(partition->token_serial);
     free(partition->health_label);
+    free(partition->held);
     for (uint32_t w = 0; w < 2 * partition->sessions; w++) {
         if (partition->workers[w].started) {
             pthread_cond_destroy(&partition->workers[w].wake);
@@ -323,7 +345,11 @@ uint32_t xks_engine_free(xks_engine *engine)
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         free_partition(engine->partitions[i]);
     }
+    for (uint32_t i = 0; i < engine->group_count; i++) {
+        free(engine->groups[i].name);
+    }
     xks_engine_free_keys(engine);
+    xks_reference_store_free(engine->references);
     xks_router_free(engine->router);
     xks_job_pool_free(engine->pool);
     close(engine->eventfd);

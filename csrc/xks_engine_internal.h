@@ -11,7 +11,9 @@
  *   xks_engine_worker.c    one thread per session: a job at a time, repairs of its own session
  *   xks_engine_keeper.c    one thread per partition: probes, recovery, looking after keys and sessions
  *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test; resetting a module
- *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
+ *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, revalidating
+ *   xks_engine_identity.c  the keeper's proofs that a key is the one that its label has stood for since it was first seen
+ *   xks_engine_verdict.c   what is written down of a key, tried again, and told to who asks
  *
  * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
  * module->lock who may reset a module. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is held across a call into
@@ -36,6 +38,7 @@
 #include "xks_p11_key.h"
 #include "xks_p11_self_test.h"
 #include "xks_p11_token.h"
+#include "xks_reference_store.h"
 #include "xks_router.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -46,6 +49,11 @@
 #define XKS_MAX_SESSIONS 256
 #define XKS_MAX_LABEL_BYTES 255
 #define XKS_NO_KEY UINT32_MAX
+#define XKS_KEY_STATES 7 /* of xks_key_state */
+/* Keys whose new references go to the disk together. */
+#define XKS_MAX_HELD_KEYS 256U
+/* In place of a CK_RV: the reference of the key could not be read or kept, and reference_problem says why. */
+#define XKS_CKR_NO_REFERENCE 0xFFFFFFFEU
 /* Key tables grow by chunks that never move, so that the loop thread reads them without a lock. */
 #define XKS_KEYS_PER_CHUNK 4096U
 #define XKS_MAX_KEY_CHUNKS 1024U
@@ -70,7 +78,7 @@ typedef struct engine_module {
     bool resetting;
 } engine_module;
 
-/* What the partitions of a group must be able to decrypt with a key to prove that it is the same: see xks_engine_lookup.c. */
+/* What a partition must be able to decrypt with a key to prove that it is the right one: see xks_engine_identity.c. */
 typedef struct key_reference {
     xks_p11_canary canary;
     bool made;
@@ -88,8 +96,9 @@ typedef struct engine_key {
     key_reference reference;
 } engine_key;
 
-/* The lists of keys that a keeper shall look at. */
-typedef enum key_list_name { URGENT_KEYS = 0, /* a job waits for it */ LISTED_KEYS = 1 } key_list_name;
+/* The lists of keys that a keeper shall look at; RETRIED_KEYS are those that could not be read, each when it is due. */
+typedef enum key_list_name { URGENT_KEYS = 0, /* a job waits for it */ LISTED_KEYS = 1, RETRIED_KEYS = 2 } key_list_name;
+#define XKS_KEY_LISTS 3
 
 typedef struct key_list {
     uint32_t head, tail; /* XKS_NO_KEY: empty */
@@ -100,13 +109,35 @@ typedef struct partition_key {
     CK_OBJECT_HANDLE source, use;
     uint32_t rv; /* for XKS_KEY_FAILED */
     uint32_t generation;
-    uint32_t next[2]; /* by key_list_name */
+    uint32_t next[XKS_KEY_LISTS]; /* by key_list_name */
+    uint64_t due_ns;              /* of RETRIED_KEYS */
     _Atomic uint8_t state;
-    bool listed[2];
+    uint8_t counted_as; /* 1 + the state that it is counted under in keys_by_state; 0: not wanted */
+    uint8_t told;       /* the last state that news were made of */
+    uint8_t failed;     /* times in a row */
+    bool listed[XKS_KEY_LISTS];
     bool wanted; /* the partition belongs to the key's group */
-    bool counted_pending; /* in keys_pending */
     bool copied, can_encrypt, can_decrypt, extractable, proven;
 } partition_key;
+
+/* A key that is looked for. */
+typedef struct wanted_key {
+    uint32_t index, generation, group;
+    size_t label_len;
+    char label[XKS_MAX_LABEL_BYTES + 1];
+} wanted_key;
+
+/* What a keeper found out about a key. rv: for XKS_KEY_FAILED. */
+typedef struct key_finding {
+    xks_key_state state;
+    bool proven;
+    CK_RV rv;
+} key_finding;
+
+typedef struct held_key {
+    wanted_key wanted;
+    xks_p11_key key;
+} held_key;
 
 typedef struct engine_worker {
     struct engine_partition *partition;
@@ -194,9 +225,13 @@ typedef struct engine_partition {
     uint64_t last_good_probe_ns;
     uint64_t probe_duration_ns;
     partition_key *keys[XKS_MAX_KEY_CHUNKS]; /* by key index; chunks never move */
-    uint32_t keys_pending;                   /* wanted and XKS_KEY_PENDING */
+    uint32_t keys_by_state[XKS_KEY_STATES];  /* of those wanted */
     uint32_t read_in_epoch;                  /* the token's keys were read as a whole */
-    key_list lists[2];
+    key_list lists[XKS_KEY_LISTS];           /* by key_list_name */
+    uint64_t retry_keys_ns;                  /* the first of RETRIED_KEYS is due; 0: there are none */
+    char key_problem[XKS_ERROR_TEXT_BYTES];  /* the last key that was refused: which and what to do */
+    uint32_t problem_key;
+    char reference_problem[XKS_ERROR_TEXT_BYTES]; /* the last one of the file of references; "" while it works */
     CK_RV tag_failure;
     bool message_api;
     xks_p11_canary canary;
@@ -204,11 +239,14 @@ typedef struct engine_partition {
     CK_SESSION_HANDLE keeper_session;
     bool keeper_session_open;
     uint32_t sweep_at;        /* the next key to revalidate */
+    held_key *held;           /* looked at, to be written down when their references are on the disk; XKS_MAX_HELD_KEYS of them */
+    uint32_t held_count;
     xks_random_pool random;
     xks_p11_scratch scratch;
 } engine_partition;
 
 typedef struct engine_group {
+    char *name;              /* under which the references of its keys are kept; NULL: this process alone keeps them */
     uint64_t members, local; /* by bit */
     uint32_t count;
     xks_verify_policy verify;
@@ -223,6 +261,7 @@ struct xks_engine {
     xks_engine_config config;
     engine_module modules[XKS_MAX_MODULES];
     uint32_t module_count;
+    xks_reference_store *references; /* NULL: each process has its own; fixed after _start */
     engine_partition *partitions[XKS_MAX_PARTITIONS];
     uint32_t partition_count;
     engine_group groups[XKS_MAX_GROUPS];
@@ -237,6 +276,8 @@ struct xks_engine {
     uint32_t *buckets;             /* bucket_count of them, by hash */
     uint32_t bucket_count;
     key_list retired;              /* indices whose key was removed, oldest first */
+    xks_key_news news[XKS_KEY_NEWS]; /* not taken yet, oldest first */
+    uint32_t news_count, news_lost;
     _Atomic uint64_t changes;      /* of any partition's state, sessions or keys */
     /* --- the loop thread's own */
     xks_router *router;
@@ -286,17 +327,46 @@ bool xks_engine_start_worker_locked(engine_partition *partition);
 
 /* --- xks_engine_keys.c; partition->lock is held, unless it says otherwise */
 
-/* Set what a partition thinks of a key; keeps keys_pending right. */
+/* Set what a partition thinks of a key; keeps keys_by_state right. */
 void xks_engine_set_key_locked(engine_partition *partition, uint32_t key, xks_key_state state);
 /* Have the keeper look at a key, and wake it. */
 void xks_engine_list_key_locked(engine_partition *partition, uint32_t key, key_list_name list);
 /* The next key to look at, those first that jobs wait for; XKS_NO_KEY when there is none. */
 uint32_t xks_engine_next_listed_locked(engine_partition *partition);
+/* Have a key that could not be read looked at again after a pause: longer each time. */
+void xks_engine_retry_key_locked(engine_partition *partition, uint32_t key, uint64_t now);
+/* List those of them that are due. */
+void xks_engine_list_due_keys_locked(engine_partition *partition, uint64_t now);
 /* After a login: every handle is forgotten and every wanted key PENDING. */
 void xks_engine_forget_handles_locked(engine_partition *partition);
 void xks_engine_free_keys(xks_engine *engine);
 /* The key of this label after `after` (XKS_NO_KEY: the first), of whatever group; engine->lock is held. */
 uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t after, const char *label, size_t len);
+
+/* --- xks_engine_verdict.c */
+
+/* Write down what was found, unless the key was removed meanwhile: then its copy goes too. Takes both locks. */
+void xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
+/* Whether a member is out since a call did not return. */
+bool xks_engine_any_hangs(const xks_engine *engine, uint64_t members);
+/* Why no member of the group can use the key now: XKS_NOT_FOUND only when all of them serve and say that there is none. The loop
+ * thread's. */
+xks_status xks_engine_why_no_key(const xks_engine *engine, const engine_group *group, uint32_t key);
+
+/* --- xks_engine_identity.c; the keeper's thread only, no lock held */
+
+/* Whether this is the key that the label stands for; `key` can be used when the state is USABLE. *made: its reference is new and counts
+ * when it has been synced. */
+key_finding xks_engine_prove_key(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key, bool *made);
+/* The same for one that is used, against its token object. USABLE with rv: it could not be asked now. */
+key_finding xks_engine_prove_again(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key);
+/* Write a key down that is USABLE once its new reference is on the disk: by _publish_held, at the latest. */
+void xks_engine_hold_key(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key);
+bool xks_engine_is_held(const engine_partition *partition, uint32_t key);
+/* Sync new references to the disk and write down the keys that waited for it. */
+void xks_engine_publish_held(engine_partition *partition);
+/* Whether the code says that what the keeper holds of the token is no longer so: session, login, module. */
+bool xks_engine_is_stale(CK_RV rv);
 
 /* --- xks_engine_status.c */
 

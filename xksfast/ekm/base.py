@@ -30,6 +30,7 @@ class KeyBinding(msgspec.Struct, frozen=True, gc=False):
 
     problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.
     note: it is served, but not by every partition: which and why; "" when all is well.
+    passing: the key source looks again by itself and answers each request as it is then: `problem` is for the log alone.
     owner: keeps the memory behind local_address alive.
     """
 
@@ -38,6 +39,7 @@ class KeyBinding(msgspec.Struct, frozen=True, gc=False):
     problem: str = ""
     note: str = ""
     absent: bool = False
+    passing: bool = False
     owner: object = None
 
 

@@ -8,7 +8,7 @@ sources' own threads. A change of health is logged, once.
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xksfast.ekm.base import KeySource
@@ -17,12 +17,19 @@ CHECK_INTERVAL_S = 1.0
 
 
 class HealthMonitor:
-    """Refreshes the fleets of `sources`. log: callable(event, **fields)."""
+    """Refreshes the fleets of `sources`. log: callable(event, **fields). news: what else to log, asked for at each check."""
 
-    def __init__(self, loop: AbstractEventLoop, sources: Sequence[KeySource], log: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        sources: Sequence[KeySource],
+        log: Callable[..., Any],
+        news: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]] = tuple,
+    ) -> None:
         self._loop = loop
         self._sources = sources
         self._log = log
+        self._news = news
         self._timer: TimerHandle | None = None
         self._known: dict[str, str] = {}
 
@@ -50,4 +57,6 @@ class HealthMonitor:
                         "key_manager_health", key_manager=member.id, former=former, status=member.status, reason=member.note
                     )
                 self._known[member.id] = member.status
+        for event, fields in self._news():
+            self._log(event, **fields)
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
