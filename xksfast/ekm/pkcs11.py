@@ -144,9 +144,7 @@ class PartitionGroup:
         if states <= {"pending", "usable"} and "pending" in states:
             return KeyBinding(engine_key=ticket)
         # The keepers look again, and the engine knows with each request how it stands; rights are looked at here alone.
-        return KeyBinding(
-            engine_key=ticket, problem="; ".join(problems), absent=states == {"absent"}, passing="usable" not in states
-        )
+        return KeyBinding(engine_key=ticket, problem="; ".join(problems), passing="usable" not in states)
 
     def release(self, ticket: int) -> None:
         """The engine forgets the key."""

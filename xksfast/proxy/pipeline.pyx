@@ -297,8 +297,6 @@ cdef class Pipeline:
             raise XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
         exchange.version = self._pick_version(exchange)
         version = key.current if exchange.version is None else exchange.version
-        if version.absent:
-            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=version.problem)
         if version.problem:
             raise XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=version.problem)
         if exchange.operation == GET_KEY_METADATA and version.local == NULL and self.engine != NULL:

@@ -46,7 +46,6 @@ cdef class ServedVersion:
         cdef ServedVersion made = ServedVersion.__new__(ServedVersion)
         made.number = version.number
         made.label = version.label
-        made.absent = binding.absent and not binding.passing
         made.problem = "" if binding.passing else binding.problem
         made.local = <xks_aes_gcm_key *><uintptr_t>binding.local_address
         made.engine_key = binding.engine_key
