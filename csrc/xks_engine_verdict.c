@@ -47,9 +47,10 @@ static void explain_locked(const engine_partition *partition, xks_key_state stat
     case XKS_KEY_DIFFERENT:
         snprintf(out, XKS_ERROR_TEXT_BYTES,
                  "the key '%.*s' on token '%s' is another key than the one that this label has stood for since it was first seen: put "
-                 "the right key back (xksfast partition verify says which partitions have it), and it is used again by itself; or give "
-                 "the new key a label of its own and rotate to it (xksfast key rotate STORE KEY --label LABEL)",
-                 len, label, token);
+                 "the right key back (xksfast partition verify says which partitions have it); or give the new key a label of its own "
+                 "and rotate to it (xksfast key rotate STORE KEY --label LABEL); or, if the first one was wrong, stop this node, move "
+                 "key-references out of its state directory, and start it",
+                 len < 80 ? len : 80, label, token);
         break;
     }
 }

@@ -210,6 +210,14 @@ def test_references_are_kept_for_their_owner_alone_and_damage_is_named_and_left_
         until(one, "200")
 
 
+def test_a_node_that_has_no_place_for_references_does_not_start_and_says_what_to_do(one: Setup) -> None:
+    (one.directory / "state").write_text("a file where the directory should be")
+    process = one.start(ready=False)
+    assert process.popen.wait(20) == 2
+    assert "state.directory: " in process.log_file.read_text()
+    assert "name a directory that xksfast may write in" in process.log_file.read_text()
+
+
 def test_a_new_key_after_the_references_were_moved_away_is_taken_for_right(one: Setup) -> None:
     """What the documentation says to do when a key was replaced on purpose."""
     with one.running():
