@@ -192,24 +192,6 @@ xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, 
     return XKS_OK;
 }
 
-xks_status xks_engine_name_group(xks_engine *engine, uint32_t group, const char *name, char *error)
-{
-    bool ok = true;
-    if (engine->started || group >= engine->group_count || engine->groups[group].name != NULL) {
-        return xks_engine_refuse(error, "a group is named once, before the start");
-    }
-    engine->groups[group].name = copy_text(name, &ok);
-    return ok ? XKS_OK : xks_engine_refuse(error, "no memory for a group's name");
-}
-
-xks_status xks_engine_keep_references(xks_engine *engine, const char *path, char *error)
-{
-    if (engine->started || engine->references != NULL) {
-        return xks_engine_refuse(error, "one file of references is named, before the start");
-    }
-    return xks_reference_store_open(path, &engine->references, error);
-}
-
 bool xks_engine_start_worker_locked(engine_partition *partition)
 {
     pthread_attr_t attributes;

@@ -22,6 +22,25 @@ bool xks_engine_is_stale(CK_RV rv)
     return class == XKS_CKR_STALE_SESSION || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_MODULE_GONE;
 }
 
+/* --- before the start: where references are kept, and under which names */
+
+xks_status xks_engine_name_group(xks_engine *engine, uint32_t group, const char *name, char *error)
+{
+    if (engine->started || group >= engine->group_count || engine->groups[group].name != NULL) {
+        return xks_engine_refuse(error, "a group is named once, before the start");
+    }
+    engine->groups[group].name = strdup(name);
+    return engine->groups[group].name != NULL ? XKS_OK : xks_engine_refuse(error, "no memory for a group's name");
+}
+
+xks_status xks_engine_keep_references(xks_engine *engine, const char *path, char *error)
+{
+    if (engine->started || engine->references != NULL) {
+        return xks_engine_refuse(error, "one file of references is named, before the start");
+    }
+    return xks_reference_store_open(path, &engine->references, error);
+}
+
 /* --- the reference: in memory, and in the node's file where there is one */
 
 static void note_reference_problem(engine_partition *partition, const char *problem)

@@ -341,7 +341,6 @@ static void give_up(engine_partition *partition, const wanted_key *wanted, xks_p
 {
     xks_p11_key without = *key;
     without.copied = false;
-    without.use = key->source;
     xks_engine_publish_key(partition, wanted, &without, found);
     xks_p11_key_drop(partition->p11, partition->keeper_session, key);
 }

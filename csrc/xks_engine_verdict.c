@@ -111,9 +111,10 @@ void xks_engine_publish_key(engine_partition *partition, const wanted_key *wante
     pthread_mutex_lock(&partition->lock);
     partition_key *known = xks_partition_key_at(partition, wanted->index);
     bool current = known->wanted && known->generation == wanted->generation;
+    bool usable = found->state == XKS_KEY_USABLE;
     if (current) {
-        known->source = key->source;
-        known->use = key->use;
+        known->source = usable ? key->source : 0; /* the token may give the number of what is not used to another key */
+        known->use = usable ? key->use : 0;
         known->copied = key->copied;
         known->can_encrypt = key->can_encrypt;
         known->can_decrypt = key->can_decrypt;

@@ -48,6 +48,8 @@ class HealthMonitor:
             self._timer.cancel()
 
     def _check(self) -> None:
+        for event, fields in self._news():
+            self._log(event, **fields)
         for source in self._sources:
             source.check()
             for member in source.fleet.members:
@@ -57,6 +59,4 @@ class HealthMonitor:
                         "key_manager_health", key_manager=member.id, former=former, status=member.status, reason=member.note
                     )
                 self._known[member.id] = member.status
-        for event, fields in self._news():
-            self._log(event, **fields)
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
