@@ -40,6 +40,7 @@ static const xks_api API = {
     .aes_gcm_decrypt = xks_aes_gcm_decrypt,
     .local_run = xks_local_run,
 
+    .engine_key_verdict = xks_engine_key_verdict,
     .engine_submit = xks_engine_submit,
     .engine_flush = xks_engine_flush,
     .engine_drain = xks_engine_drain,

@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XKS_API_ABI 4
+#define XKS_API_ABI 5
 
 typedef struct xks_api {
     uint32_t abi;
@@ -55,6 +55,7 @@ typedef struct xks_api {
                                   uint8_t *plaintext);
     void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job);
 
+    xks_status (*engine_key_verdict)(xks_engine *engine, uint32_t key);
     xks_status (*engine_submit)(xks_engine *engine, xks_job *job);
     void (*engine_flush)(xks_engine *engine);
     xks_job *(*engine_drain)(xks_engine *engine);

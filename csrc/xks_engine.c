@@ -161,7 +161,10 @@ xks_status xks_engine_add_partition(xks_engine *engine, const xks_partition_conf
     added->sessions = config->sessions;
     added->session_limit = UINT32_MAX;
     added->remote = config->remote;
-    added->lists[URGENT_KEYS] = added->lists[LISTED_KEYS] = (key_list){XKS_NO_KEY, XKS_NO_KEY};
+    for (int name = URGENT_KEYS; name < XKS_KEY_LISTS; name++) {
+        added->lists[name] = (key_list){XKS_NO_KEY, XKS_NO_KEY};
+    }
+    added->problem_key = XKS_NO_KEY;
     added->workers = calloc(2 * (size_t)config->sessions, sizeof *added->workers);
     pthread_mutex_init(&added->lock, NULL);
     monotonic_cond_init(&added->attention);
@@ -284,6 +287,7 @@ static void free_partition(engine_partition *partition)
     free(partition->token_label);
     free(partition->token_serial);
     free(partition->health_label);
+    free(partition->held);
     for (uint32_t w = 0; w < 2 * partition->sessions; w++) {
         if (partition->workers[w].started) {
             pthread_cond_destroy(&partition->workers[w].wake);
@@ -351,7 +355,11 @@ uint32_t xks_engine_free(xks_engine *engine)
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         free_partition(engine->partitions[i]);
     }
+    for (uint32_t i = 0; i < engine->group_count; i++) {
+        free(engine->groups[i].name);
+    }
     xks_engine_free_keys(engine);
+    xks_reference_store_free(engine->references);
     xks_router_free(engine->router);
     xks_job_pool_free(engine->pool);
     close(engine->eventfd);

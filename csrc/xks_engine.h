@@ -120,6 +120,8 @@ typedef struct xks_partition_status {
     uint64_t opens;                 /* of the breaker */
     char last_open_reason[512];     /* why the breaker last opened, kept after it closed; "": never */
     int64_t last_open_unix_s;
+    uint32_t keys_refused;          /* not used here for what they are: another key, several, no AES-256, not readable */
+    char key_problem[512];          /* the last of them: which and what to do; "" when there is none */
     xks_ckr_count errors[XKS_COUNTED_CKRS]; /* failed calls by CK_RV; a count of 0 ends them */
     uint64_t latency_counts[XKS_LATENCY_BUCKETS]; /* calls served, by duration */
 } xks_partition_status;
@@ -148,7 +150,7 @@ typedef enum xks_key_state {
     XKS_KEY_AMBIGUOUS = 3,  /* several secret keys carry the label */
     XKS_KEY_WRONG_TYPE = 4, /* not AES, or not 256 bits */
     XKS_KEY_FAILED = 5,     /* the token refused to tell; the keeper tries again */
-    XKS_KEY_DIFFERENT = 6   /* it is not the key that another partition of the group has under this label */
+    XKS_KEY_DIFFERENT = 6   /* it is not the key that this label has stood for since it was first seen */
 } xks_key_state;
 
 typedef struct xks_key_status {
@@ -157,9 +159,17 @@ typedef struct xks_key_status {
     bool can_decrypt;
     bool extractable;
     bool session_copy;      /* operations use a session-object copy */
-    bool proven;            /* it decrypted what another partition of the group encrypted, or is what the others are held against */
+    bool proven;            /* it opened its reference, or made it */
     char reason[512];
 } xks_key_status;
+
+/* A change that an operator should hear of: a key that was used is not any more, is another one, or is used again. */
+#define XKS_KEY_NEWS 16
+typedef struct xks_key_news {
+    uint32_t partition;
+    xks_key_state state;
+    char text[512];         /* which key, and what to do */
+} xks_key_news;
 
 XKS_MUST_CHECK xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, char *error);
 /* Ask every thread to end, and wait for at most patience_ns. The number of threads that have not ended, which are inside a call of a module;
@@ -179,6 +189,12 @@ XKS_MUST_CHECK xks_status xks_engine_add_partition(xks_engine *engine, const xks
                                                    uint32_t *partition, char *error);
 XKS_MUST_CHECK xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, size_t partition_count,
                                                xks_verify_policy verify, uint32_t *group, char *error);
+
+/* Before _start. Keep what keys are proven against in this file, for all processes that name it: xks_reference_store.h. Without it each
+ * process takes the first key that it sees under a label for the right one. */
+XKS_MUST_CHECK xks_status xks_engine_keep_references(xks_engine *engine, const char *path, char *error);
+/* Before _start. The name of a group, which stays the same over restarts. A group without one has no reference in the file. */
+XKS_MUST_CHECK xks_status xks_engine_name_group(xks_engine *engine, uint32_t group, const char *name, char *error);
 
 /* Starts keepers and workers, returns without waiting for the tokens. */
 XKS_MUST_CHECK xks_status xks_engine_start(xks_engine *engine, char *error);
@@ -205,6 +221,10 @@ uint64_t xks_engine_unsettled(xks_engine *engine);
 /* No token is called by these: they copy what the keepers and the router know. */
 XKS_MUST_CHECK xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, xks_partition_status *out);
 XKS_MUST_CHECK xks_status xks_engine_key_status(xks_engine *engine, uint32_t key, uint32_t partition, xks_key_status *out);
+/* Whether a partition can use the key, or may soon (XKS_OK); else as _submit, without the time. */
+XKS_MUST_CHECK xks_status xks_engine_key_verdict(xks_engine *engine, uint32_t key);
+/* Move what has changed since the last call into `out`, oldest first; how many. *lost: how many more there was no room for. */
+size_t xks_engine_take_key_news(xks_engine *engine, xks_key_news out[XKS_KEY_NEWS], uint32_t *lost);
 void xks_engine_totals_read(const xks_engine *engine, xks_engine_totals *out);
 
 /* The bound of a latency bucket in ns: it counts what took at most this long, and longer than the bound before. */
@@ -216,8 +236,9 @@ int xks_engine_eventfd(const xks_engine *engine);
 /* Send a job on its way; workers are woken by the next _flush. On anything but XKS_OK the job stays the caller's:
  * XKS_BUSY       too many wait, or it could not be answered in time: we are overloaded
  * XKS_TIMEOUT    the deadline is too near, or the HSM does not answer at all
- * XKS_UNAVAILABLE no partition of the key's group is in service
- * XKS_NOT_FOUND  no partition in service has the key */
+ * XKS_UNAVAILABLE no partition of the key's group is in service, or what one knows of the key cannot be learnt now
+ * XKS_CONFIG     what partitions have under the key's label is not the key
+ * XKS_NOT_FOUND  every partition of the group is in service and has no such key */
 XKS_MUST_CHECK xks_status xks_engine_submit(xks_engine *engine, xks_job *job);
 void xks_engine_flush(xks_engine *engine);
 

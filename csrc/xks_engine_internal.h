@@ -12,11 +12,13 @@
  *   xks_engine_keeper.c    one thread per partition: probes, recovery, looking after keys and sessions
  *   xks_engine_bring_up.c  the keeper's way to a partition that may serve: token, login, self-test
  *   xks_engine_module.c    the gate of a module: who is inside, loading it, resetting it, numbers that it gives out again
- *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, proving, revalidating
+ *   xks_engine_lookup.c    the keeper's work on keys: finding, copying, revalidating
+ *   xks_engine_identity.c  the keeper's proofs that a key is the one that its label has stood for since it was first seen
+ *   xks_engine_verdict.c   what is written down of a key, tried again, and told to who asks
  *
  * Locks: engine->lock guards the key table; partition->lock guards all of a partition that is marked so; done_lock the completion list;
- * module->lock who is inside a module and who may reset it. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is held across a call into
- * a token. The loop thread's own state needs none.
+ * module->lock who is inside a module and who may reset it. Order: engine->lock, module->lock, partition->lock, done_lock. No lock is
+ * held across a call into a token. The loop thread's own state needs none.
  *
  * Epochs: each login of the keeper makes partition->epoch grow, and every handle of an older epoch is forgotten. A worker notes the
  * epoch when it takes a job; a token that calls the login stale makes the worker ask for recovery of *that* epoch, so that many workers
@@ -37,10 +39,12 @@
 #define XKS_ENGINE_INTERNAL_H
 
 #include "xks_engine.h"
+#include "xks_engine_key_types.h"
 #include "xks_p11_gcm.h"
 #include "xks_p11_key.h"
 #include "xks_p11_self_test.h"
 #include "xks_p11_token.h"
+#include "xks_reference_store.h"
 #include "xks_router.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -50,11 +54,6 @@
 #define XKS_MAX_PARTITIONS XKS_ROUTER_MAX_PARTITIONS
 #define XKS_MAX_GROUPS 256
 #define XKS_MAX_SESSIONS 256
-#define XKS_MAX_LABEL_BYTES 255
-#define XKS_NO_KEY UINT32_MAX
-/* Key tables grow by chunks that never move, so that the loop thread reads them without a lock. */
-#define XKS_KEYS_PER_CHUNK 4096U
-#define XKS_MAX_KEY_CHUNKS 1024U
 /* A token whose call is shorter than this is not worth a thread per job: waking one costs about as much. */
 #define XKS_FAST_CALL_NS 50000
 /* The loop is woken for finished jobs at the latest this long after the first of them: about what a wake-up costs. */
@@ -85,44 +84,6 @@ typedef struct engine_module {
     /* --- */
     _Atomic uint32_t opening; /* sessions that are being opened, until their numbers have been noted */
 } engine_module;
-
-/* What the partitions of a group must be able to decrypt with a key to prove that it is the same: see xks_engine_lookup.c. */
-typedef struct key_reference {
-    xks_p11_canary canary;
-    bool made;
-} key_reference;
-
-/* A key of the engine: what to look for. Guarded by engine->lock, but for what is atomic. */
-typedef struct engine_key {
-    char *label;
-    size_t label_len;
-    uint32_t references; /* 0: free */
-    uint32_t next;       /* with references: the next key of the bucket; without: the next retired index */
-    uint32_t hash;
-    _Atomic uint32_t group_plus_one; /* 0: free */
-    _Atomic uint32_t generation;     /* odd while in use */
-    key_reference reference;
-} engine_key;
-
-/* The lists of keys that a keeper shall look at. */
-typedef enum key_list_name { URGENT_KEYS = 0, /* a job waits for it */ LISTED_KEYS = 1 } key_list_name;
-
-typedef struct key_list {
-    uint32_t head, tail; /* XKS_NO_KEY: empty */
-} key_list;
-
-/* The same key as one partition knows it. Guarded by partition->lock; state is also read without it, as a hint. */
-typedef struct partition_key {
-    CK_OBJECT_HANDLE source, use;
-    uint32_t rv; /* for XKS_KEY_FAILED */
-    uint32_t generation;
-    uint32_t next[2]; /* by key_list_name */
-    _Atomic uint8_t state;
-    bool listed[2];
-    bool wanted; /* the partition belongs to the key's group */
-    bool counted_pending; /* in keys_pending */
-    bool copied, can_encrypt, can_decrypt, extractable, proven;
-} partition_key;
 
 typedef struct engine_worker {
     struct engine_partition *partition;
@@ -216,19 +177,26 @@ typedef struct engine_partition {
     uint64_t last_good_probe_ns;
     uint64_t probe_duration_ns;
     partition_key *keys[XKS_MAX_KEY_CHUNKS]; /* by key index; chunks never move */
-    uint32_t keys_pending;                   /* wanted and XKS_KEY_PENDING */
+    uint32_t keys_by_state[XKS_KEY_STATES];  /* of those wanted */
     uint32_t read_in_epoch;                  /* the token's keys were read as a whole */
-    key_list lists[2];
+    key_list lists[XKS_KEY_LISTS];           /* by key_list_name */
+    uint64_t retry_keys_ns;                  /* the first of RETRIED_KEYS is due; 0: there are none */
+    char key_problem[XKS_ERROR_TEXT_BYTES];  /* the last key that was refused: which and what to do */
+    uint32_t problem_key;
+    char reference_problem[XKS_ERROR_TEXT_BYTES]; /* the last one of the file of references; "" while it works */
     CK_RV tag_failure;
     bool message_api;
     xks_p11_canary canary;
     /* --- the keeper's own */
     uint32_t sweep_at;        /* the next key to revalidate */
+    held_key *held;           /* looked at, to be written down when their references are on the disk; XKS_MAX_HELD_KEYS of them */
+    uint32_t held_count;
     xks_random_pool random;
     xks_p11_scratch scratch;
 } engine_partition;
 
 typedef struct engine_group {
+    char *name;              /* under which the references of its keys are kept; NULL: this process alone keeps them */
     uint64_t members, local; /* by bit */
     uint32_t count;
     xks_verify_policy verify;
@@ -243,6 +211,7 @@ struct xks_engine {
     xks_engine_config config;
     engine_module modules[XKS_MAX_MODULES];
     uint32_t module_count;
+    xks_reference_store *references; /* NULL: each process has its own; fixed after _start */
     engine_partition *partitions[XKS_MAX_PARTITIONS];
     uint32_t partition_count;
     engine_group groups[XKS_MAX_GROUPS];
@@ -260,6 +229,8 @@ struct xks_engine {
     uint32_t *buckets;             /* bucket_count of them, by hash */
     uint32_t bucket_count;
     key_list retired;              /* indices whose key was removed, oldest first */
+    xks_key_news news[XKS_KEY_NEWS]; /* not taken yet, oldest first */
+    uint32_t news_count, news_lost;
     _Atomic uint64_t changes;      /* of any partition's state, sessions or keys */
     /* --- the loop thread's own */
     xks_router *router;
@@ -309,17 +280,46 @@ bool xks_engine_start_worker_locked(engine_partition *partition);
 
 /* --- xks_engine_keys.c; partition->lock is held, unless it says otherwise */
 
-/* Set what a partition thinks of a key; keeps keys_pending right. */
+/* Set what a partition thinks of a key; keeps keys_by_state right. */
 void xks_engine_set_key_locked(engine_partition *partition, uint32_t key, xks_key_state state);
 /* Have the keeper look at a key, and wake it. */
 void xks_engine_list_key_locked(engine_partition *partition, uint32_t key, key_list_name list);
 /* The next key to look at, those first that jobs wait for; XKS_NO_KEY when there is none. */
 uint32_t xks_engine_next_listed_locked(engine_partition *partition);
+/* Have a key that could not be read looked at again after a pause: longer each time. */
+void xks_engine_retry_key_locked(engine_partition *partition, uint32_t key, uint64_t now);
+/* List those of them that are due. */
+void xks_engine_list_due_keys_locked(engine_partition *partition, uint64_t now);
 /* After a login: every handle is forgotten and every wanted key PENDING. */
 void xks_engine_forget_handles_locked(engine_partition *partition);
 void xks_engine_free_keys(xks_engine *engine);
 /* The key of this label after `after` (XKS_NO_KEY: the first), of whatever group; engine->lock is held. */
 uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t after, const char *label, size_t len);
+
+/* --- xks_engine_verdict.c */
+
+/* Write down what was found, unless the key was removed meanwhile: then its copy goes too. Takes both locks. */
+void xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
+/* Whether a member is out since a call did not return. */
+bool xks_engine_any_hangs(const xks_engine *engine, uint64_t members);
+/* Why no member of the group can use the key now: XKS_NOT_FOUND only when all of them serve and say that there is none. The loop
+ * thread's. */
+xks_status xks_engine_why_no_key(const xks_engine *engine, const engine_group *group, uint32_t key);
+
+/* --- xks_engine_identity.c; the keeper's thread only, no lock held */
+
+/* Whether this is the key that the label stands for; `key` can be used when the state is USABLE. *made: its reference is new and counts
+ * when it has been synced. */
+key_finding xks_engine_prove_key(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key, bool *made);
+/* The same for one that is used, against its token object. USABLE with rv: it could not be asked now. */
+key_finding xks_engine_prove_again(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key);
+/* Write a key down that is USABLE once its new reference is on the disk: by _publish_held, at the latest. */
+void xks_engine_hold_key(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key);
+bool xks_engine_is_held(const engine_partition *partition, uint32_t key);
+/* Sync new references to the disk and write down the keys that waited for it. */
+void xks_engine_publish_held(engine_partition *partition);
+/* Whether the code says that what the keeper holds of the token is no longer so: session, login, module. */
+bool xks_engine_is_stale(CK_RV rv);
 
 /* --- xks_engine_status.c */
 

@@ -166,11 +166,12 @@ static CK_RV look_for_keys(engine_partition *partition, uint64_t at_most_ns)
     return rv;
 }
 
-/* The next probe, or the next try for a session that the token refused. */
+/* The next probe, or the next try for a session that the token refused or for a key that it could not tell of. */
 static uint64_t next_due_locked(const engine_partition *partition, uint64_t next_probe)
 {
-    uint64_t retry = partition->retry_sessions_ns;
-    return retry != 0 && retry < next_probe ? retry : next_probe;
+    uint64_t retry = partition->retry_sessions_ns, keys = partition->retry_keys_ns;
+    uint64_t due = retry != 0 && retry < next_probe ? retry : next_probe;
+    return keys != 0 && keys < due ? keys : due;
 }
 
 /* READY: probe, look after keys and sessions, until recovery is wanted or the engine stops. */
@@ -184,6 +185,7 @@ static void keep_ready(engine_partition *partition)
                xks_monotonic_ns() < next_due_locked(partition, next_probe)) {
             wait_locked(partition, next_due_locked(partition, next_probe));
         }
+        xks_engine_list_due_keys_locked(partition, xks_monotonic_ns());
         bool recover = partition->recovery_wanted, look = has_listed_keys(partition);
         if (partition->retry_sessions_ns != 0 && xks_monotonic_ns() >= partition->retry_sessions_ns) {
             partition->retry_sessions_ns = 0;

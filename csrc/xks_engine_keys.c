@@ -6,6 +6,10 @@
 
 /* How many retired indices are tried before a new one is made: each may still have a copy on some token. */
 #define RETIRED_TRIES 4
+/* A key that could not be read is looked for again after these pauses, each twice the former. */
+#define FIRST_RETRY_NS ((uint64_t)100000000U)
+#define LONGEST_RETRY_NS ((uint64_t)10000000000U)
+#define RETRY_DOUBLINGS 7
 
 /* --- lists of indices */
 
@@ -51,10 +55,52 @@ uint32_t xks_engine_next_listed_locked(engine_partition *partition)
 void xks_engine_set_key_locked(engine_partition *partition, uint32_t key, xks_key_state state)
 {
     partition_key *known = xks_partition_key_at(partition, key);
-    bool pending = known->wanted && state == XKS_KEY_PENDING;
-    partition->keys_pending += (pending ? 1U : 0U) - (known->counted_pending ? 1U : 0U);
-    known->counted_pending = pending;
+    if (known->counted_as > 0) {
+        partition->keys_by_state[known->counted_as - 1]--;
+    }
+    known->counted_as = (uint8_t)(known->wanted ? state + 1 : 0);
+    if (known->counted_as > 0) {
+        partition->keys_by_state[state]++;
+    }
     atomic_store(&known->state, (uint8_t)state);
+}
+
+void xks_engine_retry_key_locked(engine_partition *partition, uint32_t key, uint64_t now)
+{
+    partition_key *known = xks_partition_key_at(partition, key);
+    uint64_t pause = FIRST_RETRY_NS << (known->failed < RETRY_DOUBLINGS ? known->failed : RETRY_DOUBLINGS);
+    known->failed = (uint8_t)(known->failed < UINT8_MAX ? known->failed + 1 : UINT8_MAX);
+    known->due_ns = now + (pause < LONGEST_RETRY_NS ? pause : LONGEST_RETRY_NS);
+    if (partition->retry_keys_ns == 0 || known->due_ns < partition->retry_keys_ns) {
+        partition->retry_keys_ns = known->due_ns;
+    }
+    xks_engine_list_key_locked(partition, key, RETRIED_KEYS);
+}
+
+void xks_engine_list_due_keys_locked(engine_partition *partition, uint64_t now)
+{
+    if (partition->retry_keys_ns == 0 || now < partition->retry_keys_ns) {
+        return;
+    }
+    uint32_t key = partition->lists[RETRIED_KEYS].head, next;
+    partition->lists[RETRIED_KEYS] = (key_list){XKS_NO_KEY, XKS_NO_KEY};
+    partition->retry_keys_ns = 0;
+    for (; key != XKS_NO_KEY; key = next) {
+        partition_key *known = xks_partition_key_at(partition, key);
+        next = known->next[RETRIED_KEYS];
+        known->listed[RETRIED_KEYS] = false;
+        if (!known->wanted || atomic_load(&known->state) != XKS_KEY_FAILED) {
+            continue;
+        }
+        if (known->due_ns <= now) {
+            xks_engine_list_key_locked(partition, key, LISTED_KEYS);
+            continue;
+        }
+        if (partition->retry_keys_ns == 0 || known->due_ns < partition->retry_keys_ns) {
+            partition->retry_keys_ns = known->due_ns;
+        }
+        xks_engine_list_key_locked(partition, key, RETRIED_KEYS);
+    }
 }
 
 void xks_engine_forget_handles_locked(engine_partition *partition)
@@ -211,6 +257,8 @@ static void spread_locked(xks_engine *engine, uint32_t key, uint32_t group, uint
         known->wanted = wanted;
         known->generation = generation;
         known->proven = false;
+        known->told = XKS_KEY_PENDING;
+        known->failed = 0;
         xks_engine_set_key_locked(partition, key, XKS_KEY_PENDING);
         if (wanted || known->copied) {
             xks_engine_list_key_locked(partition, key, LISTED_KEYS);

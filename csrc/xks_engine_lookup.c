@@ -1,24 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A key of a group of several partitions is used on one only after it has been proven to be the same key there: the first partition that
- * finds it encrypts a known text with it, the reference; every other one must decrypt that, or, with a key that may only encrypt, make
- * the same ciphertext. So a key that was replicated wrongly, or made twice under one label, is refused before it has encrypted anything.
- * A key that may only decrypt is used before there is a reference: it can do no harm. */
+/* What a partition's keeper does for keys: it finds each by its label, copies it into its session where that pays, has it proven
+ * (xks_engine_identity.c), and looks again on each sweep. */
 #include "xks_engine_internal.h"
 
 #include "xks_ckr.h"
 #include "xks_clock.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* With more keys to find than this, reading every key of the token once costs less than searching it for each. */
 #define BULK_KEYS 32U
 #define HANDLES_PER_CALL 512U
-
-static bool is_stale(CK_RV rv)
-{
-    xks_ckr_class class = xks_ckr_classify(rv);
-    return class == XKS_CKR_STALE_SESSION || class == XKS_CKR_STALE_LOGIN || class == XKS_CKR_MODULE_GONE;
-}
 
 CK_RV xks_engine_login_check(engine_partition *partition)
 {
@@ -30,23 +23,36 @@ CK_RV xks_engine_login_check(engine_partition *partition)
     return rv;
 }
 
+/* A token whose files or link are gone may still answer that it has no such object: an absence is believed only of a token that tells
+ * about itself, and while we are logged in, since a logged-out session is shown no private object. Else the partition is brought up again. */
+static CK_RV believe_absence(engine_partition *partition)
+{
+    char reason[XKS_ERROR_TEXT_BYTES];
+    CK_TOKEN_INFO info;
+    CK_RV rv = xks_engine_login_check(partition);
+    if (rv != CKR_OK) {
+        return rv;
+    }
+    rv = partition->p11->f->C_GetTokenInfo(partition->slot, &info);
+    if (rv != CKR_OK) {
+        snprintf(reason, sizeof reason, "a key is gone, and C_GetTokenInfo: %s (0x%lx)", xks_ckr_name(rv), rv);
+        pthread_mutex_lock(&partition->lock);
+        xks_engine_ask_recovery_locked(partition, 0, false, reason);
+        pthread_mutex_unlock(&partition->lock);
+    }
+    return rv;
+}
+
 /* --- what is to be looked for */
 
-typedef struct wanted_key {
-    uint32_t index, generation, group;
-    size_t label_len;
-    char label[XKS_MAX_LABEL_BYTES + 1];
-} wanted_key;
-
-/* A key with its label; false when it is not wanted (any more), or known. Takes both locks, in order. */
-static bool read_wanted(engine_partition *partition, uint32_t index, wanted_key *wanted)
+/* A key with its label, and *known: what the partition knows of it; false when it is not wanted (any more). Takes both locks, in order. */
+static bool read_wanted(engine_partition *partition, uint32_t index, wanted_key *wanted, partition_key *known)
 {
     xks_engine *engine = partition->engine;
     pthread_mutex_lock(&engine->lock);
     pthread_mutex_lock(&partition->lock);
-    const partition_key *known = xks_partition_key_at(partition, index);
-    bool look = known->wanted && atomic_load(&known->state) != XKS_KEY_USABLE;
-    if (look) {
+    *known = *xks_partition_key_at(partition, index);
+    if (known->wanted) {
         const engine_key *key = xks_engine_key_at(engine, index);
         wanted->index = index;
         wanted->generation = known->generation;
@@ -56,7 +62,7 @@ static bool read_wanted(engine_partition *partition, uint32_t index, wanted_key 
     }
     pthread_mutex_unlock(&partition->lock);
     pthread_mutex_unlock(&engine->lock);
-    return look;
+    return known->wanted;
 }
 
 static xks_key_state state_of(xks_p11_key_verdict verdict)
@@ -71,119 +77,33 @@ static xks_key_state state_of(xks_p11_key_verdict verdict)
     return XKS_KEY_FAILED;
 }
 
-/* --- proving that it is the group's key */
-
-static bool read_reference(xks_engine *engine, const wanted_key *wanted, xks_p11_canary *reference)
-{
-    pthread_mutex_lock(&engine->lock);
-    const engine_key *key = xks_engine_key_at(engine, wanted->index);
-    bool made = key->reference.made && atomic_load(&key->generation) == wanted->generation;
-    *reference = key->reference.canary;
-    pthread_mutex_unlock(&engine->lock);
-    return made;
-}
-
-/* Offer a reference. False when another partition was faster: then that one counts. */
-static bool offer_reference(xks_engine *engine, const wanted_key *wanted, const xks_p11_canary *reference)
-{
-    pthread_mutex_lock(&engine->lock);
-    engine_key *key = xks_engine_key_at(engine, wanted->index);
-    bool ours = !key->reference.made && atomic_load(&key->generation) == wanted->generation;
-    if (ours) {
-        key->reference = (key_reference){*reference, true};
-    }
-    pthread_mutex_unlock(&engine->lock);
-    return ours;
-}
-
-/* USABLE, DIFFERENT, or FAILED with *rv; *proven when it is known to be the group's key. */
-static xks_key_state prove(engine_partition *partition, const wanted_key *wanted, const xks_p11_key *key, bool *proven, CK_RV *rv)
-{
-    xks_engine *engine = partition->engine;
-    xks_p11_gcm gcm = {partition->p11, partition->keeper_session, key->use, partition->profile->iv_mode, NULL};
-    xks_p11_failure failure = {0};
-    xks_p11_canary reference;
-    *proven = false;
-    if (engine->groups[wanted->group].count == 1) {
-        return XKS_KEY_USABLE;
-    }
-    if (!read_reference(engine, wanted, &reference)) {
-        if (!key->can_encrypt) {
-            return XKS_KEY_USABLE; /* nothing to hold it against yet */
-        }
-        *rv = xks_p11_canary_make(&gcm, &partition->random, &reference, &failure);
-        if (*rv != CKR_OK) {
-            return XKS_KEY_FAILED;
-        }
-        if (offer_reference(engine, wanted, &reference)) {
-            *proven = true;
-            return XKS_KEY_USABLE;
-        }
-        if (!read_reference(engine, wanted, &reference)) {
-            return XKS_KEY_PENDING; /* removed meanwhile */
-        }
-    }
-    if (!key->can_decrypt) {
-        *rv = xks_p11_canary_repeat(&gcm, &reference, proven, &failure);
-        return *proven ? XKS_KEY_USABLE : *rv == CKR_OK ? XKS_KEY_DIFFERENT : XKS_KEY_FAILED;
-    }
-    reference.key = key->use;
-    *rv = xks_p11_canary_check(&gcm, &partition->scratch, &reference, &failure);
-    if (*rv == CKR_OK) {
-        *proven = true;
-        return XKS_KEY_USABLE;
-    }
-    bool refused = failure.broken || *rv == partition->tag_failure || xks_ckr_classify(*rv) == XKS_CKR_BAD_CIPHERTEXT;
-    return refused ? XKS_KEY_DIFFERENT : XKS_KEY_FAILED;
-}
-
 /* --- one key */
-
-/* Write down what was found, unless the key was removed meanwhile: then the copy goes too. */
-static void publish(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, xks_key_state state, bool proven, CK_RV rv)
-{
-    pthread_mutex_lock(&partition->lock);
-    partition_key *known = xks_partition_key_at(partition, wanted->index);
-    bool current = known->wanted && known->generation == wanted->generation;
-    if (current) {
-        known->source = key->source;
-        known->use = key->use;
-        known->copied = key->copied;
-        known->can_encrypt = key->can_encrypt;
-        known->can_decrypt = key->can_decrypt;
-        known->extractable = key->extractable;
-        known->proven = proven;
-        known->rv = (uint32_t)rv;
-        xks_engine_set_key_locked(partition, wanted->index, state);
-    }
-    pthread_mutex_unlock(&partition->lock);
-    if (!current) {
-        xks_p11_key_drop(partition->p11, partition->keeper_session, key);
-    }
-}
 
 /* What a token object means for a key that is looked for. CKR_OK, or a stale code. */
 static CK_RV take_over(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, xks_p11_key_verdict verdict)
 {
-    xks_key_state state = state_of(verdict);
-    bool proven = false;
-    CK_RV rv = verdict == XKS_P11_KEY_UNREADABLE ? key->rv : CKR_OK;
-    if (is_stale(rv)) {
-        return rv;
+    key_finding found = {state_of(verdict), false, verdict == XKS_P11_KEY_UNREADABLE ? key->rv : CKR_OK};
+    bool made = false;
+    if (xks_engine_is_stale(found.rv)) {
+        return found.rv;
     }
     if (verdict == XKS_P11_KEY_FOUND) {
         if (partition->profile->session_copy) {
             xks_p11_key_copy(partition->p11, partition->keeper_session, key);
         }
-        state = prove(partition, wanted, key, &proven, &rv);
-        if (state != XKS_KEY_USABLE) {
+        found = xks_engine_prove_key(partition, wanted, key, &made);
+        if (found.state != XKS_KEY_USABLE) {
             xks_p11_key_drop(partition->p11, partition->keeper_session, key);
         }
-        if (is_stale(rv)) {
-            return rv;
+        if (xks_engine_is_stale(found.rv)) {
+            return found.rv;
         }
     }
-    publish(partition, wanted, key, state, proven, rv);
+    if (made) {
+        xks_engine_hold_key(partition, wanted, key);
+    } else {
+        xks_engine_publish_key(partition, wanted, key, &found);
+    }
     return CKR_OK;
 }
 
@@ -211,16 +131,22 @@ static void drop_unwanted(engine_partition *partition, uint32_t index)
 static CK_RV look_for_key(engine_partition *partition, uint32_t index)
 {
     wanted_key wanted;
+    partition_key known;
     xks_p11_key key;
-    if (!read_wanted(partition, index, &wanted)) {
+    if (xks_engine_is_held(partition, index)) {
+        xks_engine_publish_held(partition);
+    }
+    if (!read_wanted(partition, index, &wanted, &known)) {
         drop_unwanted(partition, index);
+        return CKR_OK;
+    }
+    if (atomic_load(&known.state) == XKS_KEY_USABLE) {
         return CKR_OK;
     }
     xks_p11_key_verdict verdict =
         xks_p11_key_find(partition->p11, partition->keeper_session, wanted.label, wanted.label_len, &key);
     if (verdict == XKS_P11_KEY_ABSENT) {
-        /* A token shows a logged-out session no private object: believe in an absence only while logged in. */
-        CK_RV rv = xks_engine_login_check(partition);
+        CK_RV rv = believe_absence(partition);
         if (rv != CKR_OK) {
             return rv;
         }
@@ -308,7 +234,7 @@ static CK_RV read_objects(engine_partition *partition, const handle_list *list, 
         }
         object->verdict = xks_p11_key_read(partition->p11, partition->keeper_session, list->handles[i], label, XKS_MAX_LABEL_BYTES,
                                            &object->label_len, &object->key);
-        if (object->verdict == XKS_P11_KEY_UNREADABLE && is_stale(object->key.rv)) {
+        if (object->verdict == XKS_P11_KEY_UNREADABLE && xks_engine_is_stale(object->key.rv)) {
             rv = object->key.rv;
         } else if (object->label_len > 0) {
             object->label = malloc(object->label_len);
@@ -385,7 +311,7 @@ CK_RV xks_engine_look_for_keys(engine_partition *partition, uint64_t at_most_ns)
     uint64_t until = xks_monotonic_ns() + at_most_ns;
     CK_RV rv = CKR_OK;
     pthread_mutex_lock(&partition->lock);
-    bool many = partition->keys_pending > BULK_KEYS && partition->read_in_epoch != partition->epoch;
+    bool many = partition->keys_by_state[XKS_KEY_PENDING] > BULK_KEYS && partition->read_in_epoch != partition->epoch;
     partition->read_in_epoch = many ? partition->epoch : partition->read_in_epoch;
     pthread_mutex_unlock(&partition->lock);
     if (many) {
@@ -403,44 +329,60 @@ CK_RV xks_engine_look_for_keys(engine_partition *partition, uint64_t at_most_ns)
             pthread_mutex_unlock(&partition->lock);
         }
     }
+    xks_engine_publish_held(partition);
     return rv;
 }
 
 /* --- what was found, again */
 
+/* The token object behind a key that is used is another key by now, or has another name or other rights: it is used no more. The copy goes
+ * after that is known, so that no worker takes its handle. */
+static void give_up(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found)
+{
+    xks_p11_key without = *key;
+    without.copied = false;
+    xks_engine_publish_key(partition, wanted, &without, found);
+    xks_p11_key_drop(partition->p11, partition->keeper_session, key);
+}
+
+/* A key that is used is looked at, and opens its reference again. CKR_OK with *again: it is to be looked for; or a stale code. */
+static CK_RV look_at_used(engine_partition *partition, const wanted_key *wanted, const partition_key *known, bool *again)
+{
+    static const key_finding UNKNOWN = {XKS_KEY_PENDING, false, CKR_OK};
+    xks_p11_key key = {.source = known->source, .use = known->use, .copied = known->copied, .can_encrypt = known->can_encrypt,
+                       .can_decrypt = known->can_decrypt, .extractable = known->extractable};
+    xks_p11_key_verdict verdict =
+        xks_p11_key_still_there(partition->p11, partition->keeper_session, wanted->label, wanted->label_len, &key);
+    if (verdict == XKS_P11_KEY_UNREADABLE) {
+        return xks_engine_is_stale(key.rv) ? key.rv : CKR_OK;
+    }
+    if (verdict == XKS_P11_KEY_FOUND) {
+        key_finding found = xks_engine_prove_again(partition, wanted, &key);
+        if (found.state != XKS_KEY_USABLE) {
+            give_up(partition, wanted, &key, &found);
+        } else if (found.rv == CKR_OK && found.proven != known->proven) {
+            xks_engine_publish_key(partition, wanted, &key, &found);
+        }
+        return xks_engine_is_stale(found.rv) ? found.rv : CKR_OK;
+    }
+    CK_RV rv = xks_engine_login_check(partition);
+    if (rv == CKR_OK) {
+        give_up(partition, wanted, &key, &UNKNOWN);
+        *again = true;
+    }
+    return rv;
+}
+
 static CK_RV revalidate(engine_partition *partition, uint32_t index)
 {
-    pthread_mutex_lock(&partition->lock);
-    partition_key known = *xks_partition_key_at(partition, index);
-    pthread_mutex_unlock(&partition->lock);
-    if (!known.wanted) {
+    wanted_key wanted;
+    partition_key known;
+    if (!read_wanted(partition, index, &wanted, &known)) {
         return CKR_OK;
     }
-    if (atomic_load(&known.state) == XKS_KEY_USABLE) {
-        xks_p11_key key = {.source = known.source, .use = known.use, .copied = known.copied, .can_encrypt = known.can_encrypt,
-                           .can_decrypt = known.can_decrypt, .extractable = known.extractable};
-        xks_p11_key_verdict verdict = xks_p11_key_still_there(partition->p11, partition->keeper_session, &key);
-        if (verdict == XKS_P11_KEY_FOUND || verdict == XKS_P11_KEY_UNREADABLE) {
-            return verdict == XKS_P11_KEY_UNREADABLE && is_stale(key.rv) ? key.rv : CKR_OK;
-        }
-        CK_RV rv = xks_engine_login_check(partition);
-        if (rv != CKR_OK) {
-            return rv;
-        }
-        pthread_mutex_lock(&partition->lock);
-        partition_key *now = xks_partition_key_at(partition, index);
-        bool same = now->wanted && now->generation == known.generation && now->source == known.source;
-        if (same) {
-            now->copied = false;
-            now->use = 0; /* the token may give the copy's number to another key */
-            xks_engine_set_key_locked(partition, index, XKS_KEY_PENDING);
-        }
-        pthread_mutex_unlock(&partition->lock);
-        if (same) {
-            xks_p11_key_drop(partition->p11, partition->keeper_session, &key);
-        }
-    }
-    return look_for_key(partition, index);
+    bool again = atomic_load(&known.state) != XKS_KEY_USABLE;
+    CK_RV rv = again ? CKR_OK : look_at_used(partition, &wanted, &known, &again);
+    return rv == CKR_OK && again ? look_for_key(partition, index) : rv;
 }
 
 CK_RV xks_engine_sweep_keys(engine_partition *partition, uint64_t at_most_ns)
@@ -454,5 +396,6 @@ CK_RV xks_engine_sweep_keys(engine_partition *partition, uint64_t at_most_ns)
         partition->sweep_at = partition->sweep_at + 1 < used ? partition->sweep_at + 1 : 0;
         rv = revalidate(partition, partition->sweep_at);
     }
+    xks_engine_publish_held(partition);
     return rv;
 }

@@ -102,16 +102,6 @@ static bool recovers_soon(const xks_engine *engine, uint64_t members)
     return false;
 }
 
-static bool any_hangs(const xks_engine *engine, uint64_t members)
-{
-    for (; members != 0; members &= members - 1) {
-        if (atomic_load(&engine->partitions[__builtin_ctzll(members)]->hangs)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* --- placing */
 
 /* The members on which the key is usable now; *pending those that will know soon. */
@@ -205,12 +195,10 @@ placement xks_engine_choose(xks_engine *engine, const xks_job *job, xks_route_pu
             hurry(engine, pending, job->key);
             return WAITS_FOR_REPAIR;
         }
-        if (pending != 0) { /* a partition that is away cannot have been asked: no verdict about the key */
-            *why = any_hangs(engine, pending) ? XKS_TIMEOUT : XKS_UNAVAILABLE;
-        }
+        *why = xks_engine_why_no_key(engine, group, job->key);
         return recovers_soon(engine, pending) ? WAITS_FOR_REPAIR : REFUSED;
     case XKS_ROUTE_OUT:
-        *why = any_hangs(engine, group->members) ? XKS_TIMEOUT : XKS_UNAVAILABLE;
+        *why = xks_engine_any_hangs(engine, group->members) ? XKS_TIMEOUT : XKS_UNAVAILABLE;
         return recovers_soon(engine, group->members) ? WAITS_FOR_REPAIR : REFUSED;
     case XKS_ROUTE_NO_BUDGET:
         *why = XKS_UNAVAILABLE;

@@ -109,7 +109,8 @@ static void conclude_check(xks_engine *engine, xks_job *check, uint64_t now)
     bool proven = decrypted && check->output_len == job->input_len &&
                   xks_equal_constant_time(check->output, job->input, job->input_len);
     bool contradicted = (decrypted && !proven) || check->status == XKS_NOT_AUTHENTIC;
-    bool cannot = check->status == XKS_NOT_PERMITTED || check->status == XKS_NOT_FOUND; /* that partition has no say */
+    /* That partition has no say. */
+    bool cannot = check->status == XKS_NOT_PERMITTED || check->status == XKS_NOT_FOUND || check->status == XKS_CONFIG;
     xks_status status = check->status;
     unsigned long ckr = check->ckr;
     const char *call = check->failed_call;

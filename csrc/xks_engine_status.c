@@ -46,7 +46,7 @@ uint64_t xks_engine_unsettled(xks_engine *engine)
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
         int state = atomic_load(&partition->state);
-        uint32_t pending = partition->keys_pending;
+        uint32_t pending = partition->keys_by_state[XKS_KEY_PENDING];
         pthread_mutex_unlock(&partition->lock);
         if (state == XKS_PARTITION_STARTING) {
             unsettled += late && is_replaced(engine, partition) ? 0 : 1;
@@ -231,6 +231,9 @@ xks_status xks_engine_partition_status(xks_engine *engine, uint32_t partition, x
     out->opens = p->opens;
     memcpy(out->last_open_reason, p->last_open_reason, sizeof out->last_open_reason);
     out->last_open_unix_s = p->last_open_unix_s;
+    out->keys_refused = p->keys_by_state[XKS_KEY_DIFFERENT] + p->keys_by_state[XKS_KEY_AMBIGUOUS] +
+                        p->keys_by_state[XKS_KEY_WRONG_TYPE] + p->keys_by_state[XKS_KEY_FAILED];
+    memcpy(out->key_problem, out->keys_refused > 0 ? p->key_problem : "", out->keys_refused > 0 ? sizeof out->key_problem : 1);
     snprintf(out->iv_mode, sizeof out->iv_mode, "%s", xks_iv_mode_name(p->profile->iv_mode));
     pthread_mutex_unlock(&p->lock);
     return XKS_OK;
@@ -241,69 +244,4 @@ void xks_engine_totals_read(const xks_engine *engine, xks_engine_totals *out)
     *out = engine->totals;
     out->waiting = engine->waiting;
     out->in_flight = engine->calls;
-}
-
-/* What is wrong with a key and what to do, in words. */
-static void explain(xks_key_state state, CK_RV rv, const engine_key *key, const char *token, char *out)
-{
-    int len = (int)(key->label_len < 128 ? key->label_len : 128);
-    out[0] = '\0';
-    switch (state) {
-    case XKS_KEY_USABLE:
-        break;
-    case XKS_KEY_PENDING:
-        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' has not been looked for yet", len, key->label);
-        break;
-    case XKS_KEY_ABSENT:
-        snprintf(out, XKS_ERROR_TEXT_BYTES,
-                 "token '%s' has no secret key with the label '%.*s': create it, correct the label, or set create = true", token, len,
-                 key->label);
-        break;
-    case XKS_KEY_AMBIGUOUS:
-        snprintf(out, XKS_ERROR_TEXT_BYTES,
-                 "token '%s' has several secret keys with the label '%.*s': give each a label of its own", token, len, key->label);
-        break;
-    case XKS_KEY_WRONG_TYPE:
-        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' on token '%s' is not AES with 256 bits: XKS knows no other", len,
-                 key->label, token);
-        break;
-    case XKS_KEY_FAILED:
-        snprintf(out, XKS_ERROR_TEXT_BYTES, "the key '%.*s' on token '%s' cannot be read: %s (0x%lx)", len, key->label, token,
-                 xks_ckr_name(rv), rv);
-        break;
-    case XKS_KEY_DIFFERENT:
-        snprintf(out, XKS_ERROR_TEXT_BYTES,
-                 "the key '%.*s' on token '%s' is another key than the one that the group's other partitions have under this label: "
-                 "find out which is right (xksfast partition verify), remove the wrong one and replicate",
-                 len, key->label, token);
-        break;
-    }
-}
-
-xks_status xks_engine_key_status(xks_engine *engine, uint32_t key, uint32_t partition, xks_key_status *out)
-{
-    xks_status status = XKS_NOT_FOUND;
-    memset(out, 0, sizeof *out);
-    pthread_mutex_lock(&engine->lock);
-    if (partition < engine->partition_count && key < engine->keys_used && xks_engine_key_at(engine, key)->references > 0) {
-        engine_partition *p = engine->partitions[partition];
-        pthread_mutex_lock(&p->lock);
-        const partition_key *known = xks_partition_key_at(p, key);
-        out->state = (xks_key_state)atomic_load(&known->state);
-        out->can_encrypt = known->can_encrypt;
-        out->can_decrypt = known->can_decrypt;
-        out->extractable = known->extractable;
-        out->session_copy = known->copied;
-        out->proven = known->proven;
-        if (atomic_load(&p->state) != XKS_PARTITION_READY) {
-            out->state = XKS_KEY_PENDING;
-            snprintf(out->reason, sizeof out->reason, "the partition is not ready: %.400s", p->reason);
-        } else {
-            explain(out->state, known->rv, xks_engine_key_at(engine, key), p->info.label, out->reason);
-        }
-        pthread_mutex_unlock(&p->lock);
-        status = XKS_OK;
-    }
-    pthread_mutex_unlock(&engine->lock);
-    return status;
 }

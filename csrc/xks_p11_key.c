@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define AES_256_BYTES 32
+#define MAX_LABEL_BYTES 256
 
 static xks_p11_key_verdict unreadable(xks_p11_key *key, CK_RV rv)
 {
@@ -40,7 +41,8 @@ static xks_p11_key_verdict read_attributes(const xks_p11_module *module, CK_SESS
     if (rv == CKR_OBJECT_HANDLE_INVALID) {
         return XKS_P11_KEY_ABSENT;
     }
-    if (rv != CKR_OK && rv != CKR_ATTRIBUTE_TYPE_INVALID && rv != CKR_ATTRIBUTE_SENSITIVE) {
+    bool long_label = label != NULL && rv == CKR_BUFFER_TOO_SMALL; /* a foreign key's: the other attributes were read */
+    if (rv != CKR_OK && rv != CKR_ATTRIBUTE_TYPE_INVALID && rv != CKR_ATTRIBUTE_SENSITIVE && !long_label) {
         return unreadable(key, rv);
     }
     /* SoftHSM tells 0 of every key that it unwrapped, and lets nobody set it: whoever put the key there has proved it. */
@@ -114,16 +116,23 @@ void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, x
     key->copied = true;
 }
 
-xks_p11_key_verdict xks_p11_key_still_there(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key)
+xks_p11_key_verdict xks_p11_key_still_there(const xks_p11_module *module, CK_SESSION_HANDLE session, const char *label,
+                                            size_t label_len, xks_p11_key *key)
 {
+    char found[MAX_LABEL_BYTES];
+    CK_ATTRIBUTE attribute = {CKA_LABEL, found, sizeof found};
     xks_p11_key now = *key;
-    xks_p11_key_verdict verdict = read_attributes(module, session, key->source, NULL, &now);
+    xks_p11_key_verdict verdict = read_attributes(module, session, key->source, &attribute, &now);
     if (verdict == XKS_P11_KEY_UNREADABLE) {
         key->rv = now.rv;
         return verdict;
     }
     if (verdict == XKS_P11_KEY_FOUND && (now.can_encrypt != key->can_encrypt || now.can_decrypt != key->can_decrypt)) {
-        return XKS_P11_KEY_ABSENT; /* its rights changed: look for it anew */
+        return XKS_P11_KEY_ABSENT; /* its rights changed: look for it again */
+    }
+    bool told = attribute.ulValueLen <= sizeof found; /* CK_UNAVAILABLE_INFORMATION is the largest CK_ULONG */
+    if (verdict == XKS_P11_KEY_FOUND && told && (attribute.ulValueLen != label_len || memcmp(found, label, label_len) != 0)) {
+        return XKS_P11_KEY_ABSENT; /* it was given another name */
     }
     return verdict;
 }

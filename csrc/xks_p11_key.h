@@ -42,8 +42,9 @@ xks_p11_key_verdict xks_p11_key_read(const xks_p11_module *module, CK_SESSION_HA
  * memory. The copy keeps every attribute; one that would not is destroyed and the token object stays in use. */
 void xks_p11_key_copy(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key);
 
-/* Whether the token object is still there with the same rights; XKS_P11_KEY_ABSENT when it is gone. */
-xks_p11_key_verdict xks_p11_key_still_there(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key);
+/* Whether the token object is still there with this label and the same rights; XKS_P11_KEY_ABSENT when it is not. */
+xks_p11_key_verdict xks_p11_key_still_there(const xks_p11_module *module, CK_SESSION_HANDLE session, const char *label,
+                                            size_t label_len, xks_p11_key *key);
 
 /* Destroy the copy, if there is one. */
 void xks_p11_key_drop(const xks_p11_module *module, CK_SESSION_HANDLE session, xks_p11_key *key);

@@ -15,7 +15,8 @@ PARTITION: dict[str, Any] = {
     "sessions_wanted": 4, "lost_threads": 0, "in_flight": 1, "limit": 4, "concurrency": 4.0, "median_ns": 500_000,
     "p95_ns": 900_000, "oldest_call_ns": 1_000, "slow_start": 1.0, "login_epoch": 1, "firsts": 10, "retries": 2, "hedges": 1,
     "checks": 0, "faults": 2, "opens": 0, "last_open_reason": "", "last_open_unix_s": 0, "errors": {"CKR_DEVICE_ERROR": 2},
-    "latency_counts": [0, 9, 1, 0], "probe_duration_ns": 1_000_000, "last_good_probe_age_s": 3.0,
+    "latency_counts": [0, 9, 1, 0], "probe_duration_ns": 1_000_000, "last_good_probe_age_s": 3.0, "keys_refused": 0,
+    "key_problem": "",
 }  # fmt: skip
 
 

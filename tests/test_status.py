@@ -60,6 +60,18 @@ def test_a_partition_out_by_its_breaker_says_what_opened_it_last() -> None:
     assert status.problems == ("partition p0 is not in service on worker 0: hung",)
 
 
+def test_keys_that_a_partition_refuses_are_a_problem_that_names_the_last_of_them() -> None:
+    refused = partition(keys_refused=1, key_problem="the key 'k1' on token 't0' is another key")
+    status = merged(view(0, report(1, p0=partition())), view(1, report(2, p0=refused)))
+    assert only(status).keys_refused == 1
+    assert status.status == "degraded"
+    assert status.problems == ("partition p0: a key is not used there: the key 'k1' on token 't0' is another key",)
+    more = merged(
+        view(0, report(1, p0=partition(keys_refused=3, key_problem=refused.key_problem))), view(1, report(2, p0=refused))
+    )
+    assert more.problems == ("partition p0: 3 keys are not used there: the key 'k1' on token 't0' is another key",)
+
+
 def test_a_worker_that_does_not_answer_is_named_and_still_counts_but_is_no_gauge() -> None:
     status = merged(view(0, report(1, 5, p0=partition())), view(1, report(2, 7, p0=partition()), answered=False))
     assert requests(status)["Encrypt", "ok"] == 12, "a sum that went down would look like a restart"

@@ -108,7 +108,7 @@ class State(Table, frozen=True):
     """[state]. url: where key stores and keys stand: "sqlite:///xksfast.db", "postgresql://user@host/database", or a file that
     describes them: "file:///abs/stores.toml", "file:stores.toml". Relative paths start where this file is.
 
-    directory: for what this node itself must remember (blocks that no database has heard of yet, the last state it served).
+    directory: for what this node must remember (blocks that no database knows yet, the last state, what keys are proven against).
     apply: a stores.toml that is applied at each start, as `xksfast apply` does without --prune; "": none.
     The master key, under which the data key is wrapped that seals every secret; at most one of
       master_key_file: a 0600 file of 32 bytes or 64 hexadecimal digits. `local` keys as files are sealed under it directly.

@@ -100,6 +100,7 @@ class PartitionReport(Part):
     """One partition as one worker's engine sees it. Counters are since the worker's start; ages in seconds, -1: never.
 
     errors: CK_RV name -> how often. latency_counts: calls served by duration, see WorkerReport.call_bounds_ns.
+    keys_refused: keys that it has and does not use; key_problem: which the last of them is, and what to do.
     """
 
     state: str
@@ -136,6 +137,8 @@ class PartitionReport(Part):
     latency_counts: list[int]
     probe_duration_ns: int
     last_good_probe_age_s: float = -1.0
+    keys_refused: int = 0
+    key_problem: str = ""
 
 
 class EngineReport(Part):

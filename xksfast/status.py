@@ -156,6 +156,7 @@ class PartitionView(Document):
     """One partition, over all workers. share: of all calls handed to partitions, 0..1. Ages in seconds, -1: never.
 
     latency: quantiles of the calls served; latency_counts: by bucket, bounds in ServiceStatus.call_bounds_ns.
+    keys_refused: keys that it has and that are not used, since each is another key, one of several, no AES-256 or not readable.
     """
 
     name: str
@@ -189,6 +190,8 @@ class PartitionView(Document):
     probe_duration_s: float
     last_good_probe_age_s: float
     workers: tuple[PartitionAtWorker, ...]
+    keys_refused: int = 0
+    key_problem: str = ""
 
 
 class ServiceStatus(Document):
@@ -239,7 +242,7 @@ def merge(
             counters = counters.plus(view.report)
     partitions = _partitions(views, counters, partition_names)
     state = (f"the state: {problem}" for problem in state_problems)
-    problems = (*state, *_worker_problems(views, partitions), *_partition_problems(partitions))
+    problems = (*state, *_worker_problems(views, partitions), *_partition_problems(partitions), *_key_problems(partitions))
     return ServiceStatus(
         status="degraded" if problems else "ok",
         problems=problems,
@@ -330,6 +333,8 @@ def _partition(
         probe_duration_s=max((report.probe_duration_ns for report in now), default=0) / 1e9,
         last_good_probe_age_s=_oldest_age([report.last_good_probe_age_s for report in now]),
         workers=tuple(_at_worker(worker, report) for worker, report in reports.items()),
+        keys_refused=max((report.keys_refused for report in now), default=0),
+        key_problem=next((report.key_problem for report in now if report.key_problem), ""),
     )
 
 
@@ -372,6 +377,16 @@ def _worker_problems(views: Sequence[WorkerView], partitions: Sequence[Partition
             problems.append(f"worker {view.worker}{pid} does not answer: what is shown of it is its last report")
         elif not view.healthy and not out:
             problems.append(f"worker {view.worker}{pid}: a key manager fails its health checks")
+    return problems
+
+
+def _key_problems(partitions: Sequence[PartitionView]) -> list[str]:
+    problems = []
+    for partition in partitions:
+        if partition.keys_refused:
+            which = partition.key_problem or "the log of its workers names them"
+            count = f"{partition.keys_refused} keys are" if partition.keys_refused > 1 else "a key is"
+            problems.append(f"partition {partition.name}: {count} not used there: {which}")
     return problems
 
 

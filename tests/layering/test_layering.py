@@ -25,10 +25,11 @@ C_LAYERS = [
     ["xks_local", "xks_pkcs11", "xks_ckr_name", "xks_ckr"],
     ["xks_router", "xks_router_internal", "xks_router_pick", "xks_router_estimate"],
     ["xks_p11_quirks", "xks_p11_module", "xks_p11_message", "xks_p11_token", "xks_p11_key", "xks_p11_gcm", "xks_p11_self_test",
-     "xks_p11_provision", "xks_p11_login", "xks_p11_admin", "xks_p11_master", "xks_p11_measure"],
-    ["xks_engine", "xks_engine_internal", "xks_engine_bring_up",
-     "xks_engine_dispatch", "xks_engine_keeper", "xks_engine_keys", "xks_engine_lookup", "xks_engine_module",
-     "xks_engine_place", "xks_engine_queue", "xks_engine_settle", "xks_engine_status", "xks_engine_worker"],
+     "xks_p11_provision", "xks_p11_login", "xks_p11_admin", "xks_p11_master", "xks_p11_measure", "xks_reference_store"],
+    ["xks_engine", "xks_engine_internal", "xks_engine_key_types", "xks_engine_bring_up",
+     "xks_engine_dispatch", "xks_engine_identity", "xks_engine_keeper", "xks_engine_keys", "xks_engine_lookup", "xks_engine_module",
+     "xks_engine_place", "xks_engine_queue", "xks_engine_settle", "xks_engine_status", "xks_engine_verdict",
+     "xks_engine_worker"],
     ["xks_api"],
 ]  # fmt: skip
 

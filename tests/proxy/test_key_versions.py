@@ -172,7 +172,8 @@ def test_a_version_that_the_key_manager_lost_does_not_keep_the_others_from_servi
     applied = source.worker.applied(source.worker.tell(keys=(lost,)))
     assert "key k1: version 1: " in applied.problems[0]
     assert client.call("encrypt").status == client.call("metadata").status == 200
-    assert client.call("decrypt", old).error == "KeyNotFoundException"
+    # A token says itself that it has no such key. A `local` key that the state knows and that did not open is our trouble.
+    assert client.call("decrypt", old).error == ("InternalException" if source.local else "KeyNotFoundException")
     client.close()
 
 

@@ -28,8 +28,9 @@ MemberStatus = Literal["ACTIVE", "DEGRADED", "UNAVAILABLE"]
 class KeyBinding(msgspec.Struct, frozen=True, gc=False):
     """A key version as the request path uses it: either an engine key index or the address of a key in memory.
 
-    problem: why it cannot be served, with what to do; "" when it can. absent: the source has no such key.
+    problem: why it cannot be served, with what to do; "" when it can.
     note: it is served, but not by every partition: which and why; "" when all is well.
+    passing: the key source looks again by itself and answers each request as it is then: `problem` is for the log alone.
     owner: keeps the memory behind local_address alive.
     """
 
@@ -37,7 +38,7 @@ class KeyBinding(msgspec.Struct, frozen=True, gc=False):
     local_address: int = 0
     problem: str = ""
     note: str = ""
-    absent: bool = False
+    passing: bool = False
     owner: object = None
 
 

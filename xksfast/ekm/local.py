@@ -32,7 +32,7 @@ class LocalKeys:
     def binding(self, ticket: AesGcmKey | None, key: Key, version: KeyVersion) -> KeyBinding:
         """The key's address, or why there is none."""
         if ticket is None:
-            return KeyBinding(problem=f"local key {version.label!r} was not unsealed", absent=True)
+            return KeyBinding(problem=f"local key {version.label!r} was not unsealed")
         return KeyBinding(local_address=ticket.address, owner=ticket)
 
     def release(self, ticket: object) -> None:

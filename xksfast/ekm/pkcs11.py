@@ -8,6 +8,8 @@ and what is read here is what they have written down.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic_ns
 
 from xksfast.config import Config
@@ -17,6 +19,8 @@ from xksfast.model import Key, KeyVersion
 from xksfast.native.crypto import Secret, SecretPages
 from xksfast.native.engine import Engine, PartitionStatus
 from xksfast.wire import limits
+
+REFERENCES_FILE = "key-references"
 
 
 class TokenEngine:
@@ -29,6 +33,7 @@ class TokenEngine:
             retry_budget=config.routing.retry_budget,
             hedge_budget=config.routing.hedge_budget,
         )
+        self.engine.keep_references(_references_file(Path(config.state.directory)))
         self.partition_names = list(config.partitions)
         self._pins: list[Secret] = []  # the engine borrows them until it stops
         modules = {}
@@ -69,6 +74,18 @@ class TokenEngine:
             return []
         return [f"partition {name}: {status.reason}" for name, status in statuses.items()]
 
+    def key_news(self) -> Iterator[tuple[str, dict[str, str | int]]]:
+        """(event, fields) for the log: keys that are not what they were, since the last call."""
+        news, lost = self.engine.take_key_news()
+        for at in news:
+            event, field = ("key_used_again", "key") if at.state == "usable" else ("key_refused", "problem")
+            yield event, {"partition": self.partition_names[at.partition], field: at.text}
+        if lost:
+            yield (
+                "key_refused",
+                {"problem": f"and {lost} more keys that are used no more, or again: xksfast status shows how many"},
+            )
+
     def _read_pin(self, partition: str, pin_file: str | None, pin_env: str | None) -> Secret | None:
         if pin_file:
             pin = Secret.from_file(pin_file)
@@ -98,7 +115,7 @@ class PartitionGroup:
         self.fleet = Fleet()
         self._engine = engine
         self._partitions = partitions
-        self._group = engine.add_group(list(partitions.values()), verify_other=verify_other)
+        self._group = engine.add_group(list(partitions.values()), verify_other=verify_other, name=name)
 
     def request(self, version: KeyVersion, pages: SecretPages | None) -> int:
         """Have the keepers look for the key by its label."""
@@ -125,7 +142,8 @@ class PartitionGroup:
         # "pending" is no verdict: the token does not answer now, and the engine itself refuses until it does.
         if states <= {"pending", "usable"} and "pending" in states:
             return KeyBinding(engine_key=ticket)
-        return KeyBinding(engine_key=ticket, problem="; ".join(problems), absent=states == {"absent"})
+        # The keepers look again, and the engine knows with each request how it stands; rights are looked at here alone.
+        return KeyBinding(engine_key=ticket, problem="; ".join(problems), passing="usable" not in states)
 
     def release(self, ticket: int) -> None:
         """The engine forgets the key."""
@@ -149,6 +167,18 @@ class PartitionGroup:
                     f"take {usage} out of its usage, or use a key that has the right"
                 )
         return missing
+
+
+def _references_file(directory: Path) -> str:
+    """Where this node keeps what its keys are proven against. Raises OperatorError when there is no place for it."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(
+            f"state.directory: {directory} cannot be made: {error.strerror}: name a directory that xksfast may write in, "
+            "where it keeps what it proves keys against"
+        ) from None
+    return str(directory / REFERENCES_FILE)
 
 
 def _member(name: str, status: PartitionStatus) -> FleetMember:

@@ -127,6 +127,7 @@ cdef extern from "xks_api.h" nogil:
         xks_status (*aes_gcm_decrypt)(xks_aes_gcm_key *key, xks_span iv, xks_span aad, xks_span ciphertext, xks_span tag,
                                       uint8_t *plaintext) noexcept
         void (*local_run)(xks_aes_gcm_key *key, xks_random_pool *random, xks_job *job) noexcept
+        xks_status (*engine_key_verdict)(xks_engine *engine, uint32_t key) noexcept
         xks_status (*engine_submit)(xks_engine *engine, xks_job *job) noexcept
         void (*engine_flush)(xks_engine *engine) noexcept
         xks_job *(*engine_drain)(xks_engine *engine) noexcept

@@ -79,6 +79,8 @@ class PartitionStatus:
     opens: int
     last_open_reason: str
     last_open_unix_s: int
+    keys_refused: int
+    key_problem: str
     errors: dict[str, int]
     latency_counts: tuple[int, ...]
 
@@ -94,6 +96,15 @@ class KeyStatus:
     session_copy: bool
     proven: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class KeyNews:
+    """xks_key_news of csrc/xks_engine.h. partition: its index; state: as in KeyStatus."""
+
+    partition: int
+    state: str
+    text: str
 
 
 class Texts:
@@ -168,6 +179,7 @@ class Engine:
         self.address = int(ffi.cast("uintptr_t", self.pointer))
         self._pins: list[Secret] = []
         self._key_status = ffi.new("xks_key_status *")
+        self._key_news = ffi.new("xks_key_news[]", lib.XKS_KEY_NEWS)
         self._waiting = Lock()
         self._closing = False
 
@@ -212,12 +224,22 @@ class Engine:
         check(lib.xks_engine_add_partition(self.pointer, config, index, error), error)
         return int(index[0])
 
-    def add_group(self, partitions: Sequence[int], *, verify_other: bool = False) -> int:
-        """The group's index. verify_other: a CDIV's check decrypt runs on another partition than the one that encrypted."""
+    def add_group(self, partitions: Sequence[int], *, verify_other: bool = False, name: str = "") -> int:
+        """The group's index. verify_other: a CDIV's check decrypt runs on another partition than the one that encrypted.
+
+        name: under which the references of its keys are kept, see keep_references; "": they are this process's own.
+        """
         policy = lib.XKS_VERIFY_OTHER if verify_other else lib.XKS_VERIFY_SAME
         index, error = ffi.new("uint32_t *"), error_buffer()
         check(lib.xks_engine_add_group(self.pointer, list(partitions), len(partitions), policy, index, error), error)
+        if name:
+            check(lib.xks_engine_name_group(self.pointer, index[0], name.encode(), error), error)
         return int(index[0])
+
+    def keep_references(self, path: str) -> None:
+        """Keep in this file which key each label stands for: every process that names it takes the same, now and after a restart."""
+        error = error_buffer()
+        check(lib.xks_engine_keep_references(self.pointer, path.encode(), error), error)
 
     def start(self) -> None:
         """Start the threads; returns before the tokens have answered."""
@@ -299,6 +321,16 @@ class Engine:
         if lib.xks_engine_key_status(self.pointer, key, partition, out) != lib.XKS_OK or out.state != lib.XKS_KEY_USABLE:
             return None
         return bool(out.can_encrypt), bool(out.can_decrypt)
+
+    def take_key_news(self) -> tuple[list[KeyNews], int]:
+        """What an operator should hear of keys since the last call, oldest first; and how many more there was no room for."""
+        lost = ffi.new("uint32_t *")
+        count = int(lib.xks_engine_take_key_news(self.pointer, self._key_news, lost))
+        news = [
+            KeyNews(int(at.partition), _KEY_STATES[at.state], ffi.string(at.text).decode("utf-8", "replace"))
+            for at in self._key_news[0:count]
+        ]
+        return news, int(lost[0])
 
     def fileno(self) -> int:
         """Readable when completions wait."""

@@ -11,7 +11,7 @@ from typing import Any
 from xksfast._version import __version__
 from xksfast.errors import NativeError
 
-API_ABI = 4  # csrc/xks_api.h, XKS_API_ABI: what the Cython modules were written against
+API_ABI = 5  # csrc/xks_api.h, XKS_API_ABI: what the Cython modules were written against
 
 try:
     from xksfast.native import _xks  # type: ignore[attr-defined]

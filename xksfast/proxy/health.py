@@ -8,7 +8,7 @@ sources' own threads. A change of health is logged, once; so is a key manager th
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from xksfast.ekm.base import FleetMember, KeySource
@@ -17,12 +17,19 @@ CHECK_INTERVAL_S = 1.0
 
 
 class HealthMonitor:
-    """Refreshes the fleets of `sources`. log: callable(event, **fields)."""
+    """Refreshes the fleets of `sources`. log: callable(event, **fields). news: what else to log, asked for at each check."""
 
-    def __init__(self, loop: AbstractEventLoop, sources: Sequence[KeySource], log: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        sources: Sequence[KeySource],
+        log: Callable[..., Any],
+        news: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]] = tuple,
+    ) -> None:
         self._loop = loop
         self._sources = sources
         self._log = log
+        self._news = news
         self._timer: TimerHandle | None = None
         self._known: dict[str, FleetMember] = {}
         self._served: set[str] = set()
@@ -42,6 +49,8 @@ class HealthMonitor:
             self._timer.cancel()
 
     def _check(self) -> None:
+        for event, fields in self._news():
+            self._log(event, **fields)
         for source in self._sources:
             source.check()
             for member in source.fleet.members:

@@ -17,8 +17,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
 from xksfast.native.api cimport (
-    XKS_BAD_INPUT, XKS_DECRYPT, XKS_ENCRYPT, XKS_METADATA_BYTES, XKS_OK, XKS_SAMPLE_DIGEST_BYTES, XKS_TICK_NS, xks_api, xks_job,
-    xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
+    XKS_BAD_INPUT, XKS_CONFIG, XKS_DECRYPT, XKS_ENCRYPT, XKS_METADATA_BYTES, XKS_NOT_FOUND, XKS_OK, XKS_SAMPLE_DIGEST_BYTES,
+    XKS_TICK_NS, xks_api, xks_job, xks_sigv4_reason, xks_sigv4_request, xks_span, xks_status,
 )
 from xksfast.proxy.exchange cimport Exchange
 from xksfast.proxy.metrics cimport Metrics
@@ -296,6 +296,7 @@ cdef class Pipeline:
     cdef _find_key(self, Exchange exchange, const Request *request):
         cdef ServedKey key = exchange.store.keys.get(request.path[request.key_start : request.key_start + request.key_len])
         cdef ServedVersion version
+        cdef xks_status status
         if key is None:
             raise XksError(XksErrorName.KEY_NOT_FOUND, "No such external key in this key store")
         exchange.key = key
@@ -303,10 +304,12 @@ cdef class Pipeline:
             raise XksError(XksErrorName.INVALID_STATE, "The external key is blocked")
         exchange.version = self._pick_version(exchange)
         version = key.current if exchange.version is None else exchange.version
-        if version.absent:
-            raise XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause=version.problem)
         if version.problem:
             raise XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=version.problem)
+        if exchange.operation == GET_KEY_METADATA and version.local == NULL and self.engine != NULL:
+            status = API.engine_key_verdict(self.engine, version.engine_key)
+            if status == XKS_NOT_FOUND or status == XKS_CONFIG:  # an outage says nothing about the key
+                raise submit_refusal(status)
 
     cdef ServedVersion _pick_version(self, Exchange exchange):
         """The version of exchange.key that the operation is for: the last one, or that which made the ciphertext.

@@ -4,11 +4,13 @@
 from libc.stdint cimport uintptr_t
 
 from xksfast.native.api cimport (
-    XKS_BUSY, XKS_NOT_AUTHENTIC, XKS_NOT_FOUND, XKS_NOT_PERMITTED, XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_status,
+    XKS_BUSY, XKS_CONFIG, XKS_NOT_AUTHENTIC, XKS_NOT_FOUND, XKS_NOT_PERMITTED, XKS_TIMEOUT, XKS_UNAVAILABLE, xks_api, xks_job, xks_status,
 )
 
 from xksfast.errors import XksError, XksErrorName
 from xksfast.native.loader import api_address
+
+WRONG_KEY = "no partition has the right key under this label: key_not_served or key_refused in the log says which and why"
 
 cdef const xks_api *API = <const xks_api *><uintptr_t>api_address
 
@@ -22,8 +24,16 @@ cdef submit_refusal(xks_status status):
             XksErrorName.DEPENDENCY_TIMEOUT, "The key manager cannot answer in time", cause="no partition would answer in time"
         )
     if status == XKS_NOT_FOUND:
-        return XksError(XksErrorName.KEY_NOT_FOUND, "The key manager has no such key", cause="no ready partition has the key")
-    return XksError(XksErrorName.INTERNAL, "The key manager is not available", cause="no partition is ready")
+        return XksError(
+            XksErrorName.KEY_NOT_FOUND, "The key manager has no such key",
+            cause="every partition of the group is in service and has no such key",
+        )
+    if status == XKS_CONFIG:
+        return XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=WRONG_KEY)
+    return XksError(
+        XksErrorName.INTERNAL, "The key manager is not available",
+        cause="no partition can use the key now, and one of them is out of service or cannot be asked for the key",
+    )
 
 
 cdef job_refusal(const xks_job *job):
@@ -43,6 +53,8 @@ cdef job_refusal(const xks_job *job):
         return XksError(XksErrorName.DEPENDENCY_TIMEOUT, "The key manager did not answer in time", cause=cause)
     if job.status == XKS_BUSY:
         return XksError(XksErrorName.THROTTLING, "The key manager is at its limit", cause=cause)
+    if job.status == XKS_CONFIG:
+        return XksError(XksErrorName.INTERNAL, "The key manager cannot use the key", cause=cause or WRONG_KEY)
     if job.status == XKS_UNAVAILABLE:
         return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause)
     return XksError(XksErrorName.INTERNAL, "The key manager failed", cause=cause or f"job status {<int>job.status}")

@@ -9,7 +9,6 @@ cdef class ServedVersion:
     cdef readonly uint32_t number
     cdef readonly str label         # of the source key
     cdef uint32_t engine_key        # where `local` is NULL
-    cdef readonly bint absent       # the key source has no such key
     cdef readonly str problem       # why it cannot be used; "" when it can
     cdef xks_aes_gcm_key *local     # NULL: a key of the engine
     cdef object owner               # of `local`; None: a key of the engine

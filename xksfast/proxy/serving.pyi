@@ -8,7 +8,6 @@ from xksfast.native.crypto import SecretPages
 class ServedVersion:
     number: int
     label: str
-    absent: bool
     problem: str
     def tickets(self) -> list[Any]: ...
 

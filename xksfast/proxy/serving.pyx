@@ -44,8 +44,7 @@ cdef class ServedVersion:
         cdef ServedVersion made = ServedVersion.__new__(ServedVersion)
         made.number = version.number
         made.label = version.label
-        made.absent = binding.absent
-        made.problem = binding.problem
+        made.problem = "" if binding.passing else binding.problem
         made.local = <xks_aes_gcm_key *><uintptr_t>binding.local_address
         made.engine_key = binding.engine_key
         made.owner = binding.owner

@@ -171,7 +171,12 @@ class Worker:
             on_closed=self._on_connection_closed,
             log=self._warn_of_stranger,
         )
-        self._health = HealthMonitor(self._loop, list(self._sources.values()), self._log.warning)
+        self._health = HealthMonitor(
+            self._loop,
+            list(self._sources.values()),
+            self._log.warning,
+            self._tokens.key_news if self._tokens else tuple,
+        )
         self._applier = DeltaApplier(
             self._pipeline,
             self._sources,
