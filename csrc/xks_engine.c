@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STOP_PATIENCE_S 2
+#define STOP_PATIENCE_NS 2000000000U
 /* A session worker's stack: a vendor's library below it needs more than we do. */
 #define STACK_BYTES (512U * 1024U)
 
@@ -189,6 +190,18 @@ xks_status xks_engine_add_group(xks_engine *engine, const uint32_t *partitions, 
     return XKS_OK;
 }
 
+/* A thread to which no signal of the process is delivered: a library's system calls must not be interrupted by a SIGTERM or SIGCHLD that
+ * is meant for the loop. */
+static bool start_thread(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = pthread_create(thread, attributes, run, argument) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return started;
+}
+
 bool xks_engine_start_worker_locked(engine_partition *partition)
 {
     pthread_attr_t attributes;
@@ -198,7 +211,9 @@ bool xks_engine_start_worker_locked(engine_partition *partition)
             continue;
         }
         if (worker->started) {
-            (void)pthread_join(worker->thread, NULL); /* it has left already */
+            if (!worker->joined) {
+                (void)pthread_join(worker->thread, NULL); /* it has left already */
+            }
             pthread_cond_destroy(&worker->wake);
         }
         memset(worker, 0, sizeof *worker);
@@ -206,7 +221,7 @@ bool xks_engine_start_worker_locked(engine_partition *partition)
         pthread_cond_init(&worker->wake, NULL);
         pthread_attr_init(&attributes);
         (void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
-        worker->started = pthread_create(&worker->thread, &attributes, xks_engine_worker_main, worker) == 0;
+        worker->started = start_thread(&worker->thread, &attributes, xks_engine_worker_main, worker);
         pthread_attr_destroy(&attributes);
         partition->threads += worker->started ? 1 : 0;
         return worker->started;
@@ -216,7 +231,7 @@ bool xks_engine_start_worker_locked(engine_partition *partition)
 
 static bool start_partition(engine_partition *partition)
 {
-    if (pthread_create(&partition->keeper, NULL, xks_engine_keeper_main, partition) != 0) {
+    if (!start_thread(&partition->keeper, NULL, xks_engine_keeper_main, partition)) {
         return false;
     }
     partition->keeper_started = true;
@@ -251,9 +266,13 @@ xks_status xks_engine_start(xks_engine *engine, char *error)
 
 /* --- stopping */
 
-static bool join_in_time(pthread_t thread, const struct timespec *until)
+/* Whether a thread that was started has not ended by then. */
+static bool is_left(bool started, bool *joined, pthread_t thread, const struct timespec *until)
 {
-    return pthread_timedjoin_np(thread, NULL, until) == 0;
+    if (started && !*joined) {
+        *joined = pthread_timedjoin_np(thread, NULL, until) == 0;
+    }
+    return started && !*joined;
 }
 
 static void free_partition(engine_partition *partition)
@@ -276,14 +295,18 @@ static void free_partition(engine_partition *partition)
     free(partition);
 }
 
-/* Ask every thread to end and join those that do; the number of those that are hung in a token. */
-static uint32_t stop_threads(xks_engine *engine)
+uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
 {
     uint32_t left = 0;
     struct timespec until;
+    if (engine->pid != getpid()) {
+        return 1;
+    }
     atomic_store(&engine->stopping, true);
     clock_gettime(CLOCK_REALTIME, &until); /* the clock of pthread_timedjoin_np */
-    until.tv_sec += STOP_PATIENCE_S;
+    uint64_t at_ns = (uint64_t)until.tv_nsec + patience_ns % 1000000000U;
+    until.tv_sec += (time_t)(patience_ns / 1000000000U + at_ns / 1000000000U);
+    until.tv_nsec = (long)(at_ns % 1000000000U);
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
@@ -297,9 +320,10 @@ static uint32_t stop_threads(xks_engine *engine)
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         for (uint32_t w = 0; w < 2 * partition->sessions; w++) {
-            left += partition->workers[w].started && !join_in_time(partition->workers[w].thread, &until) ? 1 : 0;
+            engine_worker *worker = &partition->workers[w];
+            left += is_left(worker->started, &worker->joined, worker->thread, &until) ? 1 : 0;
         }
-        left += partition->keeper_started && !join_in_time(partition->keeper, &until) ? 1 : 0;
+        left += is_left(partition->keeper_started, &partition->keeper_joined, partition->keeper, &until) ? 1 : 0;
     }
     return left;
 }
@@ -309,7 +333,7 @@ uint32_t xks_engine_free(xks_engine *engine)
     if (engine == NULL) {
         return 0;
     }
-    uint32_t left = engine->pid == getpid() ? stop_threads(engine) : 1;
+    uint32_t left = xks_engine_stop(engine, STOP_PATIENCE_NS);
     if (left > 0) {
         return left; /* their memory must stay */
     }

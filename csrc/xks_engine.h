@@ -158,6 +158,9 @@ typedef struct xks_key_status {
 } xks_key_status;
 
 XKS_MUST_CHECK xks_status xks_engine_new(const xks_engine_config *config, xks_engine **out, char *error);
+/* Ask every thread to end, and wait for at most patience_ns. The number of threads that have not ended, which are inside a call of a module;
+ * it may be called again to wait for longer. A process that ends while one of them is in C_Login may leave a software token half written. */
+uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns);
 /* Stops first when it runs. Workers hung inside a token are left behind with what they hold; their number is returned. */
 uint32_t xks_engine_free(xks_engine *engine);
 

@@ -115,6 +115,7 @@ typedef struct engine_worker {
     pthread_cond_t wake;
     struct engine_worker *next_idle;
     bool started, idle, woken, lost, exited;
+    bool joined;             /* by the thread that stops the engine */
     bool resting;            /* the token has no session for it */
     uint64_t busy_since_ns;  /* 0: not inside a token */
     /* --- the worker's own */
@@ -150,7 +151,7 @@ typedef struct engine_partition {
     char *health_label;
     engine_worker *workers; /* 2 x sessions: as many again for lost ones */
     pthread_t keeper;
-    bool keeper_started;
+    bool keeper_started, keeper_joined;
     /* --- the loop thread's own */
     job_queue outbox; /* handed over since the last flush */
     uint32_t outbox_count;

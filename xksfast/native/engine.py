@@ -301,13 +301,20 @@ class Engine:
         """Readable when completions wait."""
         return int(lib.xks_engine_eventfd(self.pointer))
 
-    def close(self) -> int:
-        """Stop; the number of threads that are hung inside a token and were left behind."""
+    def close(self, patience_s: float = 2.0) -> int:
+        """Stop, and return how many threads are still inside a call of a module after patience_s; with 0 all memory is given back.
+
+        Otherwise it may be called again, to wait for longer: a process that ends while a thread is inside C_Login may leave a software
+        token half written. The engine must not be used for anything else after the first call.
+        """
         self._closing = True
         with self._waiting:
             if self.pointer == ffi.NULL:
                 return 0
-            left, self.pointer = int(lib.xks_engine_free(self.pointer)), ffi.NULL
+            left = int(lib.xks_engine_stop(self.pointer, int(patience_s * 1e9)))
+            if left == 0:
+                lib.xks_engine_free(self.pointer)
+                self.pointer = ffi.NULL
             return left
 
 
