@@ -104,8 +104,9 @@ class Child:
         self._held = self._held or final
 
     def hold(self) -> None:
-        """Start no other process after this one until retry() is called."""
+        """Start no other process after this one, which has ended, until retry() is called from now on."""
         self._held = True
+        self._again.clear()
 
     def retry(self) -> None:
         """Start the next process now, or as soon as one that is just ending has ended. One that serves is left alone."""
