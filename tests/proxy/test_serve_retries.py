@@ -14,8 +14,9 @@ import pytest
 
 from tests.proxy.test_serve import health
 from tests.scenario.nodes import deployment
-from tests.servers import Process, wait_until
-from tests.setups import Setup
+from tests.servers import Process, free_port, wait_until
+from tests.setups import SOFTHSM, Setup
+from xksfast.native.loader import lib
 
 DEADLINE_S = 40.0
 
@@ -134,3 +135,30 @@ def test_administration_that_a_bad_certificate_kept_away_is_missed_and_comes_by_
         wait_until(lambda: len(process.events("admin_listening")) == 2, "it is tried again by itself", DEADLINE_S)
         wait_until(lambda: status(node.config).returncode == 0, "all is well", DEADLINE_S)
         assert len(process.events("admin_not_served")) == 1, "the same words are said once"
+
+
+@pytest.mark.skipif(not hasattr(lib, "XKS_FINAL"), reason="the native module does not tell a refused PIN from other faults")
+def test_a_pin_of_the_master_key_s_partition_that_was_refused_is_not_tried_again_by_itself(setup: Setup) -> None:
+    setup.use_softhsm()
+    make = ["--keygen", "--key-type", "AES:32", "--label", "xksfast-master", "--sensitive"]
+    subprocess.run(
+        ["pkcs11-tool", "--module", SOFTHSM, "--token-label", "t0", "--login", "--pin", "1234", *make],
+        env={**os.environ, **setup.softhsm_environment},
+        check=True,
+        capture_output=True,
+    )
+    setup.config["state"] = {"url": "sqlite:///x.db", "master_key_partition": "p0"}
+    setup.config["admin"] = {"listen": f"127.0.0.1:{free_port()}"}
+    with setup.running() as process:
+        setup.write_secret("pin", "9999")
+        kill(process, "_control")
+        (event,) = wait_until(lambda: process.events("refused"), "the control process refuses", DEADLINE_S)
+        assert event["by"] == "control"
+        assert "send SIGHUP" in event["next"]
+        wait_until(lambda: not process.children("_control"), "it has ended", DEADLINE_S)
+        with pytest.raises(AssertionError, match="by itself"):
+            wait_until(lambda: process.children("_control"), "by itself", 2)
+        assert status(setup.directory / "xksfast.toml").returncode == 4
+        setup.write_secret("pin", "1234")
+        process.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: status(setup.directory / "xksfast.toml").returncode == 0, "all is well", DEADLINE_S)
