@@ -21,9 +21,7 @@ from xksfast.log import STDERR, Log
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
 FORGIVEN_AFTER_S = 30.0
-HURRY_PATIENCE_S = (
-    8.0  # a child that hurries still waits for calls that are inside a PKCS#11 module, which may be writing a token
-)
+HURRY_PATIENCE_S = 8.0  # above that for calls inside a PKCS#11 module, which a child that hurries still waits for
 KILLED_PATIENCE_S = 5.0
 
 
