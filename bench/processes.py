@@ -133,14 +133,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def xksfast_dev(key_source: str, *arguments: str, data: Path | None = None) -> Iterator[Server]:
-    """`xksfast dev` on the server core with free ports, in a temporary directory or in `data`."""
+def xksfast_dev(key_source: str, *arguments: str, data: Path | None = None, tree: Path | None = None) -> Iterator[Server]:
+    """`xksfast dev` on the server core with free ports, in a temporary directory or in `data`.
+
+    tree: another checkout of this project, built by `make build`; None: this one.
+    """
     directory = data or Path(tempfile.mkdtemp(prefix="xksfast-bench-"))
+    python = str(tree / ".venv" / "bin" / "python") if tree else sys.executable
     command = [
-        "taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "xksfast", "dev", "--json", "--data", str(directory),
+        "taskset", "-c", str(SERVER_CORE), python, "-m", "xksfast", "dev", "--json", "--data", str(directory),
         "--http", "127.0.0.1:0", "--tls", "127.0.0.1:0", "--key-source", key_source, *arguments,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -2,9 +2,10 @@
 /* xks_random.h - random bytes drawn from libcrypto's CSPRNG in blocks.
  *
  * Layer:   primitive over libcrypto.
- * Memory:  a pool is the caller's storage; served bytes are wiped from it.
+ * Memory:  a pool is the caller's storage and owns one page, from _init to _wipe; served bytes are wiped from it.
  * Threads: a pool belongs to one thread.
- * Fork:    the pool remembers its pid and starts anew in a child, so that no two processes serve the same bytes.
+ * Fork:    the kernel wipes the page in a child, which draws bytes of its own, so that no two processes serve the same ones. A process
+ *          that may not have such a page asks the CSPRNG for each draw.
  */
 #ifndef XKS_RANDOM_H
 #define XKS_RANDOM_H
@@ -13,12 +14,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XKS_RANDOM_POOL_BYTES 3072
+/* One page with its mark. */
+#define XKS_RANDOM_POOL_BYTES 4080
 
 typedef struct xks_random_pool {
-    uint8_t bytes[XKS_RANDOM_POOL_BYTES];
+    uint8_t *page; /* a mark that is 0 in a child, then the bytes; NULL: there is none */
     size_t used;
-    int64_t pid;
 } xks_random_pool;
 
 void xks_random_pool_init(xks_random_pool *pool);

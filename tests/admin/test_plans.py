@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from tests.admin.states import NOW, commit, with_key, with_store
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
+from xksfast.admin.plans.common import changed
 from xksfast.admin.refusals import Refused
 from xksfast.admin.requests import KeyCreate, KeyUpdate, OperatorCreate, StoreCreate, StoreUpdate
 from xksfast.state.objects import KeyLink, StoreLink
@@ -40,6 +41,8 @@ def new_store(state: State, **fields: object) -> object:
         ({"vpc_endpoint_service_name": "x"}, "field-invalid", "vpc_endpoint_service_name", "only"),
         ({"tags": {"aws:x": "y"}}, "field-invalid", "tags", "aws:"),
         ({"allowed_principals": ("",)}, "field-invalid", "allowed_principals", "1 to 256"),
+        ({"allowed_principals": ("x" * 257,)}, "field-invalid", "allowed_principals", "1 to 256"),
+        ({"allowed_principals": ("*x",) * 101}, "field-invalid", "allowed_principals", "at most 100 patterns, not 101"),
     ],
 )
 def test_a_store_that_breaks_a_rule_is_refused(
@@ -71,6 +74,19 @@ def test_what_aws_holds_fast_cannot_be_moved_while_it_is_connected(state: State)
     commit(state, stores.update(state, "payments", StoreUpdate(uri_path_prefix="/new"), None))
     assert state.store_with_prefix("/new") is not None
     assert state.store_with_prefix("/payments") is None
+
+
+def test_more_patterns_than_may_be_set_stay_until_they_are_changed(state: State) -> None:
+    """They are from before there was a bound: the state loads with them, and another change does not ask about them."""
+    store = state.key_stores["payments"]
+    many = tuple(f"*{number}" for number in range(3000))
+    commit(state, changed("store.update", store, replace(store, allowed_principals=many)))
+    commit(state, stores.update(state, "payments", StoreUpdate(description="cards"), None))
+    assert state.key_stores["payments"].allowed_principals == many
+    with pytest.raises(Refused, match="at most 100 patterns, not 2999"):
+        stores.update(state, "payments", StoreUpdate(allowed_principals=many[1:]), None)
+    commit(state, stores.update(state, "payments", StoreUpdate(allowed_principals=many[:100]), None))
+    assert len(state.key_stores["payments"].allowed_principals) == 100
 
 
 def test_blocking_twice_changes_once_and_keeps_the_first_reason(state: State) -> None:

@@ -152,11 +152,17 @@ def serving(proxy: AnyProxy, context: ssl.SSLContext | None = None) -> Iterator[
         ready.append(server.sockets[0].getsockname()[1])
         started.set()
         await stop.wait()
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        await asyncio.sleep(
+            0
+        )  # what was accepted becomes a connection: asyncio forgets the socket of one that a closed server gets
         server.close()
-        pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        while pending := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.sleep(0)  # transports close their sockets in the next turn
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
     thread.start()

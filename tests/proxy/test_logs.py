@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import base64
+import json
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +116,79 @@ def test_every_request_is_logged_when_asked_for(tmp_path: Path) -> None:
     assert [(line["operation"], line["result"]) for line in lines] == [
         ("Encrypt", "ok"), ("GetKeyMetadata", "ok"), ("GetHealthStatus", "ok"),
     ]  # fmt: skip
+
+
+def raw_request(setup: Setup, *, signed: bool) -> bytes:
+    """A GetKeyMetadata as bytes, with a signature that is right or wrong."""
+    client = setup.client()
+    path, body = client.path("metadata"), json.dumps(client.valid("metadata")).encode()
+    headers = client.target.sign(path, body if signed else b"other") | {"Content-Length": str(len(body))}
+    return (f"POST {path} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n").encode() + body
+
+
+@pytest.mark.parametrize("kind", ["wrong signature", "unknown path", "no HTTP", "no TLS"])
+def test_strangers_write_a_few_lines_a_second_and_a_count_of_the_others(tmp_path: Path, kind: str) -> None:
+    setup = Setup(tmp_path)
+    setup.use_tls()
+    event, result, port, connections, each = {
+        "wrong signature": ("request", "AuthenticationFailedException", setup.port, 1, 1000),
+        "unknown path": ("request", "InvalidUriPathException", setup.port, 1, 1000),
+        "no HTTP": ("request", "ValidationException", setup.port, 200, 1),
+        "no TLS": ("tls_handshake_refused", None, setup.tls_port, 200, 1),
+    }[kind]
+    with setup.running() as process:
+        raw = {
+            "wrong signature": raw_request(setup, signed=False),
+            "unknown path": b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        }.get(kind, b"no such thing\r\n\r\n")
+        began = time.monotonic()
+        for _ in range(connections):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+                send = threading.Thread(target=stranger.sendall, args=(raw * each,))
+                send.start()
+                if each > 1:
+                    answered = b""
+                    while answered.count(b"HTTP/1.1 ") < each:
+                        answered += stranger.recv(65536)
+                else:
+                    while stranger.recv(65536):
+                        pass
+                send.join()
+        client = setup.client()  # those who have signed are not limited
+        for _ in range(30):
+            assert client.call("encrypt", key="unknown").status == 404
+        client.close()
+
+        def written() -> list[dict[str, object]]:
+            return [line for line in process.events(event) if line.get("result") == result]
+
+        def left_out() -> int:
+            return sum(line["suppressed"] for line in process.events("lines_left_out") if line.get("result") == result)
+
+        wait_until(lambda: len(written()) + left_out() == connections * each, "each is a line or counted", 20)
+        seconds = time.monotonic() - began
+        assert len(written()) <= 5 * (seconds + 1)
+        assert left_out() > 0
+        assert {line["of"] for line in process.events("lines_left_out")} == {event}
+        signed = wait_until(lambda: len(process.events("request")) >= 30 and process.events("request"), "logged")
+        assert len([line for line in signed if line["result"] == "KeyNotFoundException"]) == 30
+
+
+@requirement(143, 145)
+def test_who_was_refused_by_its_principal_is_in_the_log_whole(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.stores["key_stores"]["one"]["allowed_principals"] = ["arn:aws:iam::111122223333:*"]
+    principal = "arn:aws:iam::444455556666:role/" + "path/" * 100 + "last"
+    with setup.running() as process:
+        client = setup.client()
+        document = client.valid("encrypt")
+        document["requestMetadata"] |= {"awsPrincipalArn": principal, "kmsRequestId": "find-me"}
+        assert client.call("encrypt", document).status == 403
+        document["requestMetadata"]["awsPrincipalArn"] = "arn:aws:iam::111122223333:role/" + "x" * 2000
+        assert client.call("encrypt", document, key="unknown").status == 404
+        refused, other = wait_until(lambda: len(process.events("request")) == 2 and process.events("request"), "logged")
+        client.close()
+    assert refused["aws_principal_arn"] == principal
+    assert (refused["operation"], refused["key_store"], refused["external_key_id"]) == ("Encrypt", "one", "k1")
+    assert (refused["kms_request_id"], refused["http_status"]) == ("find-me", 403)
+    assert "aws_principal_arn" not in other

@@ -24,6 +24,7 @@ from tests.scenario.trouble import (
     run,
     says,
     small_file_system,
+    status,
 )
 from tests.servers import wait_until
 from xksfast.secret_file import write_secret_file
@@ -154,6 +155,7 @@ def test_no_new_state_is_made_where_the_known_one_has_gone(single: Single, what:
             single.file.touch()
     why = logged(single.node, "local_copy_served")[0]["why"]
     assert ("there is no such file" if what == "gone" else "holds no state") in why
+    assert any(why in problem for problem in status(single.node)["problems"])  # from the first moment that it serves
     with single.is_served():
         assert not single.block("k1")
         assert single.file.exists() == (what == "empty")

@@ -58,9 +58,12 @@ class Control:
 
     def __init__(self, supervisor: socket.socket) -> None:
         self._log = Log("control")
+        self._log.take_loop_faults(asyncio.get_running_loop())
+        self._log.take_process_faults()
         self._done = asyncio.Event()
         self._drained = False
         self._loaded = False
+        self._told: tuple[str, ...] = ()  # problems that the supervisor knows of
         self._node: NodeKind | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,6 +119,7 @@ class Control:
                 self._refuse(problem)
             else:
                 self._loaded = True
+                self._tell_problems()  # first: a node that serves its local copy must not be called well until the next tick
                 self._supervisor.send(msgspec.structs.replace(loaded, number=number))
 
     def _refuse(self, *problems: str, final: bool = False) -> None:
@@ -126,7 +130,6 @@ class Control:
 
     async def _tick(self) -> None:
         assert self._node is not None
-        told: tuple[str, ...] = ()
         while True:
             await asyncio.sleep(CLOCK_INTERVAL_S)
             try:
@@ -135,10 +138,15 @@ class Control:
                 self._log.error("tick_failed", problem=str(error))
             except Exception as fault:  # the next one may renew the signing keys
                 self._log_fault("tick_failed", fault)
-            problems = self._node.problems()
-            if problems != told:
-                told = problems
-                self._supervisor.send(messages.StateProblems(problems=problems))
+            self._tell_problems()
+
+    def _tell_problems(self) -> None:
+        """Send the node's problems to the supervisor when they are not what it was last sent."""
+        assert self._node is not None
+        problems = self._node.problems()
+        if problems != self._told:
+            self._told = problems
+            self._supervisor.send(messages.StateProblems(problems=problems))
 
     def _log_fault(self, event: str, fault: Exception) -> None:
         """Without its text, which could quote a secret."""

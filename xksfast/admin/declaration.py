@@ -233,6 +233,9 @@ def _check_store(plan: Plan, name: str, wanted: DeclaredStore, have: KeyStore | 
         problem("region", text)
     if wanted.uri_path_prefix is not None and (text := rules.prefix_problem(wanted.uri_path_prefix)):
         problem("uri_path_prefix", text)
+    kept = have.allowed_principals if have is not None else ()  # they may be from before there was a bound on them
+    if wanted.allowed_principals not in (None, kept) and (text := rules.principals_problem(wanted.allowed_principals or ())):
+        problem("allowed_principals", text)
     if (wanted.partition_group is None) == (wanted.key_source != "local"):
         problem("partition_group", 'a key store says where its keys live by partition_group = "…" or key_source = "local"')
     elif wanted.partition_group is not None and wanted.partition_group not in groups:

@@ -191,9 +191,8 @@ class DeltaApplier:
         table = finish.table
         dropped = table.take_dropped()
         if change.reset:
-            for later in finish.later():  # those that arrive while it goes on included
-                await _in_slices(later.restrict(table))
-            former = self._pipeline.table
+            await self._restrict_by_later(finish)
+            former = self._pipeline.table  # no await between the last look at what is later and the swap
             self._pipeline.replace_table(table)
             dropped += [*table.take_dropped(), *former.take_dropped(), *former.everything()]
             gc.freeze()  # it lives long: collecting garbage must not walk through it
@@ -210,6 +209,17 @@ class DeltaApplier:
             )
         )
         self._on_applied(change.seq)
+
+    async def _restrict_by_later(self, finish: _Finish) -> None:
+        """Forbid in its table what every later change forbids, those that arrive while it goes on included.
+
+        Note: while this waits for its turn, a change may go and another come to its place, so what was done is known by the change
+        itself and never by its position.
+        """
+        done: set[Change] = set()
+        while waiting := [later for later in finish.later() if later not in done]:
+            done.add(waiting[0])
+            await _in_slices(waiting[0].restrict(finish.table))
 
     async def _settle(self, keys: list[int]) -> None:
         """Until the tokens have been asked for these keys; before anything was served, until all is known that can be."""
@@ -263,12 +273,9 @@ class _Finish:
         self._source = source
         self._asked: list[tuple[KeySource, list[Any]] | None] = []  # for each key: its source, a ticket for each version
 
-    def later(self) -> Iterator[Change]:
-        """The changes after this one, those included that arrive before the last was asked for."""
-        at = self._changes.index(self._change)
-        while at + 1 < len(self._changes):
-            at += 1
-            yield self._changes[at]
+    def later(self) -> list[Change]:
+        """The changes after this one that are here now: true until the next await."""
+        return self._changes[self._changes.index(self._change) + 1 :]
 
     def request_keys(self) -> Iterator[None]:
         """Ask the sources for every version of every key."""

@@ -25,6 +25,7 @@ cdef class Pipeline:
     cdef object loop
     cdef object request_log         # log.RequestLog or None
     cdef bint logs_success
+    cdef object strangers           # line_limit.LineLimit or None
     cdef object sweep_timer
     cdef bint flush_scheduled
     cdef uint64_t deadline_budget_ns

@@ -1,6 +1,7 @@
 from asyncio import AbstractEventLoop
 from collections.abc import Sequence
 
+from xksfast.line_limit import LineLimit
 from xksfast.log import RequestLog
 from xksfast.native.crypto import JobPool, RandomPool
 from xksfast.native.engine import Engine
@@ -27,6 +28,7 @@ class Pipeline:
         request_log: RequestLog | None,
         logs_success: bool = False,
         partition_names: Sequence[str] = (),
+        strangers: LineLimit | None = None,
     ) -> None: ...
     def replace_table(self, table: ServingTable) -> None: ...
     def on_completions(self) -> None: ...

@@ -23,6 +23,7 @@ from xksfast.native.api cimport (
 from xksfast.proxy.exchange cimport Exchange
 from xksfast.proxy.metrics cimport Metrics
 from xksfast.proxy.refusals cimport job_refusal, submit_refusal
+from xksfast.proxy.request_line cimport request_line
 from xksfast.proxy.serving cimport ServedCredential, ServedKey, ServedStore, ServedVersion, ServingTable
 from xksfast.proxy.usage cimport Usage
 from xksfast.wire.responses cimport decrypt_response, encrypt_response, error_response, json_response
@@ -35,7 +36,6 @@ from xksfast.errors import XksError, XksErrorName
 from xksfast.native.crypto import SIGV4_REASONS
 from xksfast.native.loader import api_address
 from xksfast.wire import bodies, limits
-from xksfast.wire.routes import OPERATION_NAMES
 
 cdef const xks_api *API = <const xks_api *><uintptr_t>api_address
 
@@ -43,6 +43,7 @@ cdef size_t MAX_PLAINTEXT = limits.MAX_PLAINTEXT_BYTES
 cdef size_t MAX_AAD = limits.MAX_AAD_BYTES
 cdef size_t MAX_METADATA = limits.MAX_METADATA_BYTES
 cdef size_t TAG_BYTES = limits.TAG_BYTES
+cdef Py_ssize_t MAX_PRINCIPAL = limits.MAX_PRINCIPAL_CHARS
 cdef uint32_t NO_PARTITION = 0xFFFFFFFF
 cdef double SWEEP_INTERVAL_S = XKS_TICK_NS / 1e9
 
@@ -91,14 +92,18 @@ cdef class Pipeline:
 
     loop: the event loop. engine: native.engine.Engine or None. jobs, random: native.crypto.JobPool and RandomPool.
     deadline_ms: from a request's first byte to its answer. request_log: log.RequestLog; logs_success: a line for every
-    request, not only for refused ones.
+    request, not only for refused ones. strangers: line_limit.LineLimit for what is refused before its signature was accepted;
+    None: all of it is logged.
     """
 
-    def __init__(self, loop, *, engine, jobs, random, deadline_ms, request_log, logs_success=False, partition_names=()):
+    def __init__(
+        self, loop, *, engine, jobs, random, deadline_ms, request_log, logs_success=False, partition_names=(), strangers=None
+    ):
         self.loop = loop
         self.table = ServingTable()
         self.request_log = request_log
         self.logs_success = logs_success
+        self.strangers = strangers
         self.sweep_timer = None
         self.flush_scheduled = False
         self.deadline_budget_ns = <uint64_t>deadline_ms * 1000000
@@ -145,6 +150,8 @@ cdef class Pipeline:
             self._read_decrypt(exchange, body)
         else:
             self._read_metadata(exchange, body)
+        if exchange.principal is not None and len(<str>exchange.principal) > MAX_PRINCIPAL:
+            raise XksError(XksErrorName.VALIDATION, f"requestMetadata.awsPrincipalArn is longer than {MAX_PRINCIPAL} characters")
 
         if exchange.store.blocked:
             raise XksError(XksErrorName.INVALID_STATE, "The key store is blocked")
@@ -468,25 +475,10 @@ cdef class Pipeline:
             exchange.sink.exchange_answered(exchange)
 
     cdef void _log(self, Exchange exchange, object error):
-        """One line of what happened. Never a plaintext, an AAD, a key, a signature: only names, codes and times."""
+        """One line of what happened, unless a stranger brings about too many of them."""
         if self.request_log is None:
             return
-        cdef xks_job *job = exchange.job
-        line = {
-            "event": "request",
-            "kms_request_id": None if exchange.request_id is None else exchange.request_id[:256],
-            "operation": OPERATION_NAMES[exchange.operation] or None,
-            "key_store": None if exchange.store is None else exchange.store.name,
-            "external_key_id": None if exchange.key is None else exchange.key.external_key_id.decode("ascii"),
-            "partition": None,
-            "result": "ok" if error is None else error.name.error_name,
-            "us": (API.monotonic_ns() - exchange.first_byte_ns) // 1000,
-        }
-        if job != NULL and exchange.version is not None and exchange.version.local == NULL and job.partition < len(self.partition_names):
-            line["partition"] = self.partition_names[job.partition]
-        if error is not None:
-            line["http_status"] = error.http_status
-            line["message"] = error.message
-            if error.cause:
-                line["cause"] = error.cause
-        self.request_log.record(line)
+        if exchange.credential is None and self.strangers is not None and error is not None:
+            if not self.strangers.admits("request", error.name.error_name):
+                return
+        self.request_log.record(request_line(exchange, error, self.partition_names, API.monotonic_ns()))

@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from xksfast.native.api cimport xks_aes_gcm_key, xks_sigv4_keyring
+from xksfast.proxy.principals cimport PrincipalPatterns
 
 
 cdef class ServedVersion:
@@ -45,8 +46,8 @@ cdef class ServedStore:
     cdef object ring                # native.crypto.Keyring, which owns `keyring`
     cdef list credentials           # ServedCredentials, by their index in the keyring
     cdef readonly dict keys         # external key id as bytes -> ServedKey
-    cdef object principals          # compiled pattern of the AWS principals that may use the keys; None: all may
-    cdef tuple narrowed             # patterns that principals must match as well, of deltas not applied yet; None: there are none
+    cdef PrincipalPatterns principals    # the AWS principals that may use the keys; None: all may
+    cdef tuple narrowed             # PrincipalPatterns that principals must match as well, of deltas not applied yet; None: there are none
     cdef readonly object source     # the key source
     cdef readonly object fleet      # of `source`: it answers for health
 

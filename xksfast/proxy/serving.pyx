@@ -13,9 +13,9 @@ since nothing in them can point back at them.
 cimport cython
 from libc.stdint cimport uintptr_t
 
+from xksfast.proxy.principals cimport PrincipalPatterns
 from xksfast.wire.responses cimport json_response
 
-import re
 from functools import lru_cache
 
 from xksfast.native.crypto import Keyring
@@ -24,10 +24,8 @@ from xksfast.wire.responses import metadata_body
 
 @lru_cache(1024)
 def _any_of(patterns):
-    """One regular expression for patterns in which "*" stands for any run of characters; None when there are none."""
-    if not patterns:
-        return None
-    return re.compile("|".join(".*".join(re.escape(part) for part in pattern.split("*")) for pattern in patterns), re.DOTALL)
+    """The same object for equal patterns; None when there are none."""
+    return PrincipalPatterns(patterns) if patterns else None
 
 
 @lru_cache
@@ -149,11 +147,12 @@ cdef class ServedStore:
 
     cdef bint permits(self, str principal) except -1:
         """Whether this AWS principal may use the keys."""
-        if self.principals is not None and self.principals.fullmatch(principal) is None:
+        cdef PrincipalPatterns also
+        if self.principals is not None and not self.principals.permit(principal):
             return False
         if self.narrowed is not None:
-            for pattern in self.narrowed:
-                if pattern.fullmatch(principal) is None:
+            for also in self.narrowed:
+                if not also.permit(principal):
                     return False
         return True
 

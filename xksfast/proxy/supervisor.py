@@ -28,7 +28,7 @@ import uvloop
 from xksfast import messages
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
-from xksfast.log import Log
+from xksfast.log import Log, finish
 from xksfast.proxy.bound import Bound, bind_all
 from xksfast.proxy.child import Child
 from xksfast.proxy.closed_door import ClosedDoor
@@ -101,6 +101,7 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal: 0. Raises OperatorError when it cannot serve; no child is left then either."""
         self._loop = asyncio.get_running_loop()
+        self._log.take_loop_faults(self._loop)
         self._end = asyncio.Event()
         self._make_children()
         self._bound = bind_all(self._config)
@@ -461,5 +462,8 @@ def run(
 ) -> int:
     """Supervise until told to stop; the exit code. OperatorError, with no process started, for what would end every worker."""
     check_start(config, str(config_path or ""))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+    finally:
+        finish()  # before somebody is told on stderr why it has failed

@@ -31,7 +31,8 @@ from xksfast.ekm.base import KeySource
 from xksfast.ekm.local import LocalKeys
 from xksfast.ekm.pkcs11 import TokenEngine
 from xksfast.errors import NativeError, OperatorError
-from xksfast.log import Log, RequestLog, frames_of
+from xksfast.line_limit import LineLimit
+from xksfast.log import Log, RequestLog, finish, frames_of
 from xksfast.native.crypto import JobPool, RandomPool, harden_process
 from xksfast.native.schedule import SHORTEST_US, set_slice
 from xksfast.native.tls import TlsContext
@@ -59,6 +60,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
         self._log = Log("worker")
+        self._log.take_loop_faults(self._loop)
+        self._log.take_process_faults()
+        self._strangers = LineLimit(lambda event, **fields: self._log.warning(event, **fields))
         self._index = 0
         self._ready = False
         self._draining = False
@@ -185,6 +189,7 @@ class Worker:
             request_log=self._request_log,
             logs_success=config.proxy.log_requests,
             partition_names=self._tokens.partition_names if self._tokens else (),
+            strangers=self._strangers,
         )
         if self._tokens:
             self._loop.add_reader(self._tokens.engine.fileno(), self._pipeline.on_completions)
@@ -193,7 +198,7 @@ class Worker:
             HandshakeGate(self._loop),
             config.proxy,
             on_closed=self._on_connection_closed,
-            log=self._log.warning,
+            log=self._warn_of_stranger,
         )
         self._health = HealthMonitor(self._loop, list(self._sources.values()), self._log.warning)
         self._applier = DeltaApplier(
@@ -289,9 +294,14 @@ class Worker:
         try:
             await self._loop.connect_accepted_socket(factory, connected)
         except OSError as error:
-            self._log.warning("connection_lost_at_once", error=str(error))
+            self._warn_of_stranger("connection_lost_at_once", error=str(error))
             connected.close()
             self._on_connection_closed()
+
+    def _warn_of_stranger(self, event: str, **fields: Any) -> None:
+        """A line that anybody who can open a connection can bring about."""
+        if self._strangers.admits(event):
+            self._log.warning(event, **fields)
 
     def _on_connection_closed(self) -> None:
         """Tell the supervisor at once: it hands the next connection to the worker with the fewest."""
@@ -366,6 +376,7 @@ class Worker:
             inside = self._tokens.engine.close(CALLS_PATIENCE_S)
             if inside:
                 self._log.error("ended_inside_token", calls=inside, after_s=CALLS_PATIENCE_S, next="check the tokens' state")
+        self._strangers.close()
         if hasattr(self, "_request_log"):
             self._request_log.close()
         return inside
@@ -395,6 +406,7 @@ def main(fd: int) -> int:
         finally:
             inside = worker.close()
         if inside:
+            finish()
             os._exit(code)  # an exit in good order would take a module apart under its own calls
         return code
 

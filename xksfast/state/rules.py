@@ -25,6 +25,8 @@ ENDPOINT_PATTERN = r"https://[a-z0-9][a-z0-9.-]*[a-z0-9]"
 MAX_REGION_CHARS = 32
 MAX_LABEL_BYTES = 255
 MAX_TAGS = 50
+MAX_ALLOWED_PRINCIPALS = 100
+MAX_PRINCIPAL_PATTERN_CHARS = 256
 LEAST_STALE_AFTER_S = 10
 
 API_PATH = "/kms/xks/v1"
@@ -97,6 +99,18 @@ def service_name_problem(name: str, connectivity: str) -> str | None:
     if re.fullmatch(SERVICE_NAME_PATTERN, name):
         return None
     return "connectivity VPC_ENDPOINT_SERVICE needs one like com.amazonaws.vpce.us-east-1.vpce-svc-0123456789abcdef0"
+
+
+def principals_problem(patterns: tuple[str, ...]) -> str | None:
+    """allowed_principals: patterns in which "*" stands for any run of characters. Each request may be compared with all of them."""
+    if len(patterns) > MAX_ALLOWED_PRINCIPALS:
+        return (
+            f"a key store has at most {MAX_ALLOWED_PRINCIPALS} patterns, not {len(patterns)}: let one with * stand for several"
+        )
+    for number, pattern in enumerate(patterns, start=1):
+        if not 1 <= len(pattern) <= MAX_PRINCIPAL_PATTERN_CHARS:
+            return f"a pattern has 1 to {MAX_PRINCIPAL_PATTERN_CHARS} characters, and number {number} has {len(pattern)}"
+    return None
 
 
 def tags_problem(tags: dict[str, str]) -> str | None:

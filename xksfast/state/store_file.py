@@ -89,6 +89,7 @@ def _check(document: StoreFile, config: Config, problems: Problems) -> None:
         _check_rule(key, rules.name_problem(name), problems)
         _check_rule(f"{key}.uri_path_prefix", rules.prefix_problem(store.uri_path_prefix), problems)
         _check_rule(f"{key}.region", rules.region_problem(store.region), problems)
+        _check_rule(f"{key}.allowed_principals", rules.principals_problem(store.allowed_principals), problems)
         if store.uri_path_prefix in prefixes:
             problems.add(f"{key}.uri_path_prefix", f"{join('key_stores', prefixes[store.uri_path_prefix])} has the same")
         prefixes.setdefault(store.uri_path_prefix, name)

@@ -19,6 +19,7 @@ MAX_EXTERNAL_KEY_ID_CHARS = 128
 MAX_KEY_USAGES = 10
 MAX_FLEET_ENTRIES = 10
 MAX_HEALTH_AGE_S = 60
+MAX_PRINCIPAL_CHARS = 2048  # awsPrincipalArn: the longest ARN that AWS makes
 
 # --- HTTP: ours, so that unauthenticated work is bounded
 MAX_BODY_BYTES = 64 * 1024  # the largest valid body is under 24 KiB
@@ -28,3 +29,4 @@ MAX_PIPELINED = 64  # requests of one connection that wait for an answer; readin
 
 # --- logs
 MAX_LOGGED_CHARS = 256  # of any value that comes from a request
+MAX_LOGGED_PRINCIPAL_CHARS = 1024  # what tells two roles with long paths apart stands at the end

@@ -141,6 +141,15 @@ def test_what_can_never_change_is_a_problem_and_nothing_is_done(rig: Rig, admin:
     assert rig.read(lambda state: state.seq) == seq
 
 
+def test_too_many_patterns_are_a_problem_before_anything_is_done(rig: Rig, admin: httpx.Client) -> None:
+    before = rig.read(lambda state: state.seq)
+    stores = {"narrow": declared("/narrow", allowed_principals=[f"*{number}" for number in range(101)])}
+    refused = admin.post("/v1/apply", json={"key_stores": stores})
+    assert refused.status_code == 409
+    assert "key_stores.narrow.allowed_principals: a key store has at most 100 patterns, not 101" in refused.text
+    assert rig.read(lambda state: state.seq) == before
+
+
 def test_it_stops_at_the_first_step_that_is_refused(rig: Rig, admin: httpx.Client) -> None:
     keys = {
         "there": {"label": "there-v1", "create": True},

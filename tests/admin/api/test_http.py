@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.admin.api.rig import Rig, running
 from tests.admin.api.test_stores import LOCAL, new_store
+from xksfast import line_limit
 from xksfast.admin.api import guard, server
 from xksfast.admin.api.guard import MAX_APPLY_BYTES, MAX_BODY_BYTES
 from xksfast.admin.api.replays import REPLAYED_HEADER, Replays
@@ -322,8 +323,9 @@ def read_log(
 
 
 def test_the_access_log_says_who_did_what_and_holds_no_secret(
-    rig: Rig, admin: httpx.Client, capfd: pytest.CaptureFixture[str]
+    rig: Rig, admin: httpx.Client, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(line_limit, "LINES_PER_WINDOW", 1000)  # other tests are strangers too
     answer = admin.post(
         "/v1/stores", json={"name": "logged", "uri_path_prefix": "/logged", **LOCAL}, headers={"Idempotency-Key": "logged"}
     )
@@ -351,6 +353,30 @@ def test_the_access_log_says_who_did_what_and_holds_no_secret(
         "in-the-query",
     ):
         assert secret not in text
+
+
+def test_those_who_show_no_token_write_a_few_lines_a_second_and_a_count_of_the_others(
+    rig: Rig, admin: httpx.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    with rig.client(token="") as stranger:
+        for number in range(100):
+            assert stranger.get(f"/v1/stranger-{number}").status_code in (401, 404)
+    answers = [admin.get("/v1/whoami") for _ in range(20)]
+    written = left_out = 0
+
+    def count(lines: list[dict[str, Any]]) -> None:
+        nonlocal written, left_out
+        written += len([line for line in lines if "stranger" in line.get("path", "")])
+        left_out += sum(line["suppressed"] for line in lines if line.get("of") == "admin_request")
+
+    count(read_log(capfd, answers)[0])  # those of who has a token are all there
+    while written + left_out < 100:
+        assert time.monotonic() - began < 30
+        time.sleep(0.01)
+        count([json.loads(line) for line in capfd.readouterr().err.splitlines()])
+    assert written <= 5 * (time.monotonic() - began + 1)
+    assert left_out > 0
 
 
 def test_a_fault_of_ours_is_answered_and_logged_without_what_was_sent(

@@ -2,7 +2,7 @@
 """Around every request: how large its body may be, a line in the log, and an answer whatever goes wrong.
 
 The log line holds no query string and no header; of an exception it holds the type and the places in the code, never its text, which
-could quote what a client sent.
+could quote what a client sent. Those who have shown no token write a few lines a second, and a count of what was left out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xksfast.admin.api import problems
+from xksfast.line_limit import LineLimit
 from xksfast.log import Log, frames_of
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -30,6 +31,7 @@ class Guard:
     def __init__(self, app: ASGIApp, log: Log) -> None:
         self._app = app
         self._log = log
+        self._strangers = LineLimit(log.warning)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -74,7 +76,8 @@ class Guard:
                 "address": scope["client"][0] if scope.get("client") else "",
                 "actor": actor.name if actor is not None else "",
             }
-            (self._log.info if 0 < status < 400 else self._log.warning)("admin_request", **line)
+            if actor is not None or self._strangers.admits("admin_request", str(status)):
+                (self._log.info if 0 < status < 400 else self._log.warning)("admin_request", **line)
 
 
 class _Broken(Exception):

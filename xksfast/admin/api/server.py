@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from xksfast.config import Address
 from xksfast.errors import OperatorError
+from xksfast.line_limit import LineLimit
 from xksfast.log import Log
 
 BACKLOG = 128
@@ -194,10 +195,12 @@ class _Lines(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._strangers = LineLimit(log.warning)
 
     def emit(self, record: logging.LogRecord) -> None:
         """What uvicorn has to say: no more than its own words."""
-        self._log.warning("admin_server", problem=str(record.msg)[:200])
+        if self._strangers.admits("admin_server"):
+            self._log.warning("admin_server", problem=str(record.msg)[:200])
 
 
 def _log_by(log: Log) -> None:

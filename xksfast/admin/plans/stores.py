@@ -73,7 +73,7 @@ def update(state: State, name: str, request: StoreUpdate, revision: int | None) 
             next="Remove some first: `xksfast credential list`",
             field="max_credentials",
         )
-    _check(state, after)
+    _check(state, after, before=store)
     if after.uri_path_prefix != store.uri_path_prefix:
         for external_key_id in state.keys_of(name):
             invalid("uri_path_prefix", rules.external_key_id_problem(external_key_id, after.uri_path_prefix))
@@ -112,7 +112,8 @@ def delete(state: State, name: str, revision: int | None) -> list[Change]:
     return removed("credential.remove", state.credentials_of(name).values()) + removed("store.delete", [store])
 
 
-def _check(state: State, store: KeyStore) -> None:
+def _check(state: State, store: KeyStore, *, before: KeyStore | None = None) -> None:
+    """before: the store as it is; patterns that it had before there was a bound on them may stay."""
     invalid("name", rules.name_problem(store.name), store.name)
     invalid("uri_path_prefix", rules.prefix_problem(store.uri_path_prefix), store.uri_path_prefix)
     invalid("region", rules.region_problem(store.region))
@@ -123,8 +124,8 @@ def _check(state: State, store: KeyStore) -> None:
         store.vpc_endpoint_service_name,
     )
     invalid("tags", rules.tags_problem(store.tags))
-    for pattern in store.allowed_principals:
-        invalid("allowed_principals", None if 1 <= len(pattern) <= 256 else "a pattern has 1 to 256 characters")
+    if before is None or before.allowed_principals != store.allowed_principals:
+        invalid("allowed_principals", rules.principals_problem(store.allowed_principals))
     other = state.store_with_prefix(store.uri_path_prefix)
     if other is not None and other.name != store.name:
         raise Refused(

@@ -1,0 +1,3 @@
+MAX_LINE_BYTES: int
+
+def write_lines(fd: int, lines: bytes) -> int: ...
