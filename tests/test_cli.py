@@ -19,6 +19,7 @@ import pytest
 from bench.requests import Target, encrypt_document, prove_encrypt
 from tests.servers import Process, running_dev, wait_until
 from xksfast.admin import dev as development
+from xksfast.admin.dev_certificates import Authority, CertificateFiles
 from xksfast.config import ProxyHealth
 
 CONFIG = '[proxy]\nlisten = ["127.0.0.1:0"]\n[state]\nurl = "file:stores.toml"\n'
@@ -131,6 +132,67 @@ def test_serve_refuses_what_config_check_refuses_in_the_same_words(config: Path)
     assert served.returncode == checked.returncode == 2
     assert served.stderr == checked.stderr
     assert "did you mean 'listen'?" in served.stderr
+
+
+TLS = """
+[proxy.tls]
+certificate = "server.pem"
+private_key = "server.key"
+"""
+
+
+@pytest.mark.parametrize("fault", ["mismatch", "garbage", "intermediate before leaf", "no file"])
+def test_config_check_and_serve_refuse_the_same_certificates_in_the_same_words(config: Path, fault: str) -> None:
+    directory = config.parent
+    config.write_text(CONFIG + TLS)
+    for name in ("one", "two"):
+        (directory / name).mkdir()
+        Authority(directory / name).issue_server(
+            CertificateFiles(directory / name / "server.pem", directory / name / "server.key")
+        )
+    certificate, private_key = directory / "server.pem", directory / "server.key"
+    certificate.write_bytes((directory / "one" / "server.pem").read_bytes())
+    private_key.write_bytes((directory / "one" / "server.key").read_bytes())
+    private_key.chmod(0o600)
+    assert xksfast("config", "check", str(config)).returncode == 0
+    match fault:
+        case "mismatch":
+            private_key.write_bytes((directory / "two" / "server.key").read_bytes())
+            expected = "is not the private key of the certificate"
+        case "garbage":
+            certificate.write_text("garbage")
+            expected = "is not a PEM certificate chain"
+        case "intermediate before leaf":
+            certificate.write_bytes((directory / "one" / "dev-ca.pem").read_bytes() + certificate.read_bytes())
+            expected = "is not the private key of the certificate"
+        case _:
+            private_key.unlink()
+            expected = f"there is no file {private_key}"
+    checked, served = xksfast("config", "check", str(config)), xksfast("serve", "--config", str(config))
+    assert served.returncode == checked.returncode == 2
+    assert expected in checked.stderr
+    assert served.stderr == checked.stderr
+
+
+@pytest.mark.parametrize("fault", ["mismatch", "passphrase"])
+def test_config_check_names_a_certificate_of_administration_that_cannot_be_used(config: Path, fault: str) -> None:
+    directory = config.parent
+    config.write_text(
+        CONFIG.replace("file:stores.toml", "sqlite:///x.db")
+        + '[admin]\ncertificate = "server.pem"\nprivate_key = "server.key"\n'
+    )
+    Authority(directory).issue_server(CertificateFiles(directory / "server.pem", directory / "server.key"))
+    assert xksfast("config", "check", str(config)).returncode == 0
+    command = {
+        "mismatch": ["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        "passphrase": ["pkey", "-aes256", "-passout", "pass:word", "-in", str(directory / "server.key")],
+    }[fault]
+    made = subprocess.run(["openssl", *command], capture_output=True, check=True).stdout
+    (directory / "server.key").write_bytes(made)
+    checked = xksfast("config", "check", str(config))
+    assert checked.returncode == 2
+    expected = {"mismatch": "do not go together", "passphrase": "is encrypted: store it without a passphrase"}[fault]
+    assert expected in checked.stderr
 
 
 def test_a_traceback_is_for_those_who_ask(config: Path) -> None:

@@ -99,13 +99,20 @@ def status(
 @config_app.command("check")
 def config_check(file: Annotated[Path, typer.Argument(help="The configuration file.")], json: Json = False) -> None:
     """Check a configuration file and the state that it names, without starting anything."""
+    from xksfast.proxy.start_checks import start_problems
     from xksfast.state.store_file import StoreFile, load_store_file
 
     problems: list[str] = []
     try:
         config = load_config(file)
-        missing = missing_files(config, str(file))
-        problems += [str(problem) for problem in missing.found]
+        missing = missing_files(config, str(file)).found
+        absent = {problem.key for problem in missing}
+        missing += [problem for problem in start_problems(config, str(file)).found if problem.key not in absent]
+        problems += [str(problem) for problem in missing]
+        if config.admin is not None and config.admin.certificate:
+            from xksfast.admin.api.server import tls_context  # brings the whole of administration
+
+            tls_context(config.admin.certificate, config.admin.private_key)
         named = config.state.store_file or config.state.apply
         document = load_store_file(Path(named), config) if named else StoreFile()
     except OperatorError as error:
@@ -141,6 +148,7 @@ def dev(
     """Serve a development key store on this machine: token, keys, credential and certificates are made. NOT FOR PRODUCTION."""
     from xksfast.admin import dev as development
     from xksfast.proxy import supervisor
+    from xksfast.proxy.bound import Bound
 
     # Kept waiting until the supervisor takes them over: a directory half made must be removed as well.
     signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)
@@ -152,7 +160,7 @@ def dev(
             directory, http=http, tls=tls, admin=admin, health=health, key_source=key_source, workers=workers
         )
 
-        def announce(bound: supervisor.Bound) -> None:
+        def announce(bound: Bound) -> None:
             by_tls = {listener.tls: listener.address for listener in bound.proxy}
             assert bound.admin is not None
             health_url = bound.health.url if bound.health else None

@@ -51,7 +51,21 @@ class XksError(Exception):
 
 
 class OperatorError(Exception):
-    """Something an operator must mend. The text names the thing, what is wrong, and what to do next."""
+    """Something an operator must mend. The text names the thing, what is wrong, and what to do next.
+
+    is_final: a token refused the PIN, and may lock when it is tried again before somebody has corrected it.
+    """
+
+    is_final = False
+
+
+def is_final(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came of, is final."""
+    while error is not None:
+        if getattr(error, "is_final", False):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class ConfigError(OperatorError):

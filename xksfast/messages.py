@@ -42,9 +42,10 @@ class Accept(Message):
 
 
 class ReloadCertificates(Message):
-    """Read the TLS files again; connections in progress keep the old certificate."""
+    """Read the TLS files again; connections in progress keep the old certificate. number: returned in CertificatesReloaded."""
 
     config: Config
+    number: int = 0
 
 
 class AskReport(Message):
@@ -57,6 +58,10 @@ class Drain(Message):
     """Finish the requests at hand, close idle connections, then exit."""
 
 
+class EndNow(Message):
+    """Exit without waiting for requests; only calls that are inside a PKCS#11 module are still waited for. A SIGTERM follows."""
+
+
 # --- worker -> supervisor
 
 
@@ -67,9 +72,13 @@ class WorkerReady(Message):
 
 
 class WorkerRefused(Message):
-    """The worker cannot start for a reason that starting again does not mend. problems: a sentence each."""
+    """Why the worker cannot serve; it ends, and is started again after a pause. problems: a sentence each.
+
+    final: a token has refused the PIN and may lock at the next try, so a person has to ask for it.
+    """
 
     problems: tuple[str, ...]
+    final: bool = False
 
 
 class Heartbeat(Message):
@@ -176,9 +185,10 @@ class WorkerReport(Message):
 
 
 class CertificatesReloaded(Message):
-    """Answer to ReloadCertificates; problem is "" when the new files are in use, else why the old ones stay."""
+    """Answer to ReloadCertificates `number`; problem is "" when the new files are in use, else why the old ones stay."""
 
     problem: str = ""
+    number: int = 0
 
 
 # --- supervisor -> control
@@ -197,9 +207,13 @@ class WorkerLink(Message):
 
 
 class ReloadState(Message):
-    """Read the state and the administration's certificate again (SIGHUP). config: with the files that are named now."""
+    """Read the state and the administration's certificate again (SIGHUP). config: with the files that are named now.
+
+    number: returned in StateLoaded.
+    """
 
     config: Config
+    number: int = 0
 
 
 # --- control -> supervisor
@@ -208,19 +222,25 @@ class ReloadState(Message):
 class StateLoaded(Message):
     """The state was read; it goes out to every worker, as of event `seq`.
 
-    admin_certificate: "reloaded", "" when there is none to reload, or why the former one stays.
+    admin_certificate: "reloaded", "" when there is none to reload, or why the former one stays. number: of the ReloadState that
+    this answers, 0: it is the first state of this process.
     """
 
     seq: int
     key_stores: int
     keys: int
     admin_certificate: str = ""
+    number: int = 0
 
 
 class StateRefused(Message):
-    """The state cannot be used. At start this ends the program; at a reload the former state stays in service."""
+    """The state cannot be used. At a reload the former state stays in service; a process that has none yet ends.
+
+    final: as in WorkerRefused.
+    """
 
     problems: tuple[str, ...]
+    final: bool = False
 
 
 class StateProblems(Message):
@@ -305,9 +325,9 @@ class UsageReport(Message):
     credentials: tuple[CredentialUse, ...] = ()
 
 
-ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain
+ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain | EndNow
 FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
-ToControl = StartControl | WorkerLink | ReloadState | Drain
+ToControl = StartControl | WorkerLink | ReloadState | Drain | EndNow
 FromControl = StateLoaded | StateRefused | StateProblems
 ControlToWorker = ApplyDelta | AskUsage
 WorkerToControl = DeltaRestricted | DeltaApplied | DeltaRefused | UsageReport

@@ -30,7 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class WorkerView:
-    """One worker as the supervisor knows it. report: its newest; answered: that one is of now."""
+    """One worker as the supervisor knows it. report: its newest; answered: that one is of now. problem: why it does not work."""
 
     worker: int
     ready: bool
@@ -40,6 +40,7 @@ class WorkerView:
     restarts: int
     connections: int
     report: WorkerReport | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class WorkerStatus(Document):
-    """One worker process. answered: it reported just now; figures of one that did not are those of its last report."""
+    """One worker process. answered: it reported just now; figures of one that did not are those of its last report.
+
+    problem: why it does not work.
+    """
 
     worker: int
     pid: int | None
@@ -126,6 +130,7 @@ class WorkerStatus(Document):
     seq: int
     loop_lag_s: float
     requests: int
+    problem: str = ""
 
 
 class OperationDurations(Document):
@@ -277,6 +282,7 @@ def _worker_status(view: WorkerView) -> WorkerStatus:
         seq=report.seq if report else 0,
         loop_lag_s=report.loop_lag_s if report else 0.0,
         requests=sum(row.count for row in report.requests) if report else 0,
+        problem=view.problem,
     )
 
 
@@ -372,7 +378,8 @@ def _worker_problems(views: Sequence[WorkerView], partitions: Sequence[Partition
     for view in views:
         pid = f" (pid {view.report.pid})" if view.report else ""
         if not view.ready:
-            problems.append(f"worker {view.worker}{pid} does not serve: it is starting, or its log says why not")
+            why = view.problem or "it is starting, or its log says why not"
+            problems.append(f"worker {view.worker}{pid} does not serve: {why}")
         elif not view.answered:
             problems.append(f"worker {view.worker}{pid} does not answer: what is shown of it is its last report")
         elif not view.healthy and not out:
@@ -396,9 +403,11 @@ def _partition_problems(partitions: Sequence[PartitionView]) -> list[str]:
         if partition.in_service:
             continue
         where = ", ".join(str(at.worker) for at in partition.workers if not at.in_service)
+        silent = any(at.state == "starting" and not at.in_service for at in partition.workers)
+        other = "its token has not answered since the start: a call into its PKCS#11 module does not return"
         why = next(
             (text for at in partition.workers if not at.in_service for text in (at.reason, partition.last_open_reason) if text),
-            partition.route_reason if partition.workers else "no worker tells of it",
+            other if silent else partition.route_reason if partition.workers else "no worker tells of it",
         )
         problems.append(f"partition {partition.name} is not in service{f' on worker {where}' if where else ''}: {why}")
     return problems

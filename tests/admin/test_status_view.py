@@ -237,8 +237,19 @@ def test_watch_looks_again_until_ctrl_c(tmp_path: Path, arguments: list[str]) ->
     with served(status) as url, out.open("wb") as stdout, error.open("wb") as stderr:
         process = subprocess.Popen(
             # A shell lets what it starts in the background ignore SIGINT, and so all of its children, this one too.
-            ["env", "--default-signal=INT", sys.executable, "-m", "xksfast"]
-            + ["status", "--watch", "0.1", "--url", url, *arguments],
+            [
+                "env",
+                "--default-signal=INT",
+                sys.executable,
+                "-m",
+                "xksfast",
+                "status",
+                "--watch",
+                "0.1",
+                "--url",
+                url,
+                *arguments,
+            ],
             stdout=stdout,
             stderr=stderr,
         )

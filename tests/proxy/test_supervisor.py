@@ -227,19 +227,6 @@ def test_the_health_listener_bounds_what_it_reads(start: Callable[..., Running],
     json.loads(data.partition(b"\r\n\r\n")[2])
 
 
-def test_a_worker_that_refuses_its_tokens_later_is_not_started_again(start: Callable[..., Running]) -> None:
-    running = start()
-    (running.directory / "refuse").write_text("the PIN of partition p0 is wrong")
-    sock = running.connect()
-    sock.sendall(b"crash\n")
-    until(lambda: running.events("refused"), "the refusal is logged")
-    assert ask(running.connect(), "hello") == "hello", "the other worker serves"
-    assert running.health("/readyz")[0] == 503
-    # A token locks after a few wrong PINs: one end, one start, no further try.
-    with pytest.raises(AssertionError, match="it must not happen"):
-        until(lambda: len(running.events("child_ended")) > 1, "it must not happen", timeout_s=2.0)
-
-
 def test_ctrl_c_in_the_terminal_drains_like_sigterm(start: Callable[..., Running]) -> None:
     running = start(workers=1)
     sock = running.connect()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.supervisor_process import Running, answer, ask, supervisors, until, write_config
-from xksfast.proxy.supervisor import different_keys
+from xksfast.config import Admin, Config, Proxy, ProxyTls
+from xksfast.proxy.reloads import KEPT, Reloads, different_keys
 
 
 @pytest.fixture
@@ -79,3 +80,46 @@ def test_a_state_refused_at_sighup_leaves_the_former_in_service(start: Callable[
 
 def test_different_keys_are_dotted_paths() -> None:
     assert different_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3, "d": 4}}) == ["a.c", "a.d"]
+
+
+def config_with(certificate: str, admin: str = "admin") -> Config:
+    return Config(
+        proxy=Proxy(tls=ProxyTls(certificate=certificate, private_key="key")),
+        admin=Admin(certificate=admin, private_key="key"),
+    )
+
+
+def certificates(config: Config) -> tuple[str, str]:
+    assert config.proxy.tls is not None
+    assert config.admin is not None
+    return config.proxy.tls.certificate, config.admin.certificate
+
+
+def test_a_reload_is_in_use_by_who_took_it_and_an_older_answer_changes_nothing() -> None:
+    reloads, used = Reloads(), config_with("a")
+    first, _, _ = reloads.ask(used, config_with("b", "admin-b"))
+    second, _, _ = reloads.ask(used, config_with("c", "admin-c"))
+    used = reloads.taken_by_worker(second, used)
+    assert certificates(used) == ("c", "admin")
+    assert certificates(reloads.taken_by_worker(first, used)) == ("c", "admin")
+    assert certificates(reloads.taken_by_control(first, used)) == ("c", "admin-b")
+    assert reloads.taken_by_worker(0, used) is reloads.taken_by_worker(99, used) is used
+
+
+def test_what_a_worker_found_bad_is_not_tried_on_workers_and_does_not_concern_administration() -> None:
+    reloads, used = Reloads(), config_with("a")
+    assert reloads.newest_for_worker(used) == (0, used)
+    first, asked, _ = reloads.ask(used, config_with("b"))
+    second, _, _ = reloads.ask(used, config_with("bad", "admin-c"))
+    reloads.refused_by_worker(second)
+    assert reloads.newest_for_worker(used) == (first, asked)
+    assert certificates(reloads.newest_for_control(used)) == ("bad", "admin-c")
+    assert certificates(reloads.taken_by_control(second, used)) == ("a", "admin-c")
+
+
+def test_reloads_are_forgotten_in_the_end() -> None:
+    reloads, used = Reloads(), config_with("a")
+    first, _, _ = reloads.ask(used, config_with("b"))
+    for _ in range(KEPT):
+        reloads.ask(used, config_with("c"))
+    assert reloads.taken_by_worker(first, used) is used

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import socket
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import msgspec
 import uvloop
 
 from xksfast import messages
 from xksfast.admin.file_node import FileNode
 from xksfast.channel import Channel
 from xksfast.config import Config
-from xksfast.errors import OperatorError
+from xksfast.errors import OperatorError, is_final
 from xksfast.log import Log, frames_of
 from xksfast.native.crypto import harden_process
 
 CLOCK_INTERVAL_S = 1.0
+TASKS_PATIENCE_S = 7.0  # of what is cancelled at the end: it may wait for a tool that is inside a token
 
 
 class NodeKind(Protocol):
@@ -59,17 +62,25 @@ class Control:
         self._log.take_process_faults()
         self._done = asyncio.Event()
         self._drained = False
+        self._loaded = False
         self._told: tuple[str, ...] = ()  # problems that the supervisor knows of
         self._node: NodeKind | None = None
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._supervisor = Channel(supervisor, messages.ToControl, on_message=self._on_supervisor, on_close=self._done.set)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):  # their default would leave tools alone with their tokens
+            loop.add_signal_handler(number, self._done.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it is for the supervisor
 
     async def run(self) -> int:
         """Until drained or left alone; the exit code."""
         await self._done.wait()
-        for task in tuple(self._tasks):
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=TASKS_PATIENCE_S)
         if self._node is not None:
             await self._node.close(drained=self._drained)
         return 0
@@ -84,29 +95,38 @@ class Control:
             case messages.WorkerLink() if fd is not None and self._node is not None:
                 self._node.link(message.worker, fd)
             case messages.ReloadState():
-                self._spawn(self._load(message.config))
+                self._spawn(self._load(message.config, message.number))
             case messages.Drain():
                 self._drained = True
                 self._done.set()
+            case messages.EndNow():
+                self._done.set()
 
-    async def _load(self, config: Config) -> None:
-        """What cannot be used is refused as a whole, and the former state stays."""
+    async def _load(self, config: Config, number: int = 0) -> None:
+        """What cannot be used is refused as a whole, and the former state stays; without one this process ends."""
         assert self._node is not None
         async with self._lock:
             try:
                 with _objects_that_stay():
                     loaded = await self._node.load(config)
             except OperatorError as error:
-                self._supervisor.send(messages.StateRefused(problems=tuple(str(error).splitlines())))
+                self._refuse(*str(error).splitlines(), final=is_final(error))
             except Exception as fault:  # whoever waits for the state must not wait for ever
                 self._log_fault("load_failed", fault)
                 problem = (
                     f"the state was not loaded by a fault of the proxy ({type(fault).__name__}): see load_failed in its log"
                 )
-                self._supervisor.send(messages.StateRefused(problems=(problem,)))
+                self._refuse(problem)
             else:
+                self._loaded = True
                 self._tell_problems()  # first: a node that serves its local copy must not be called well until the next tick
-                self._supervisor.send(loaded)
+                self._supervisor.send(msgspec.structs.replace(loaded, number=number))
+
+    def _refuse(self, *problems: str, final: bool = False) -> None:
+        """A process without a state is of no use: it ends, and its supervisor starts another one after a pause."""
+        self._supervisor.send(messages.StateRefused(problems=problems, final=final))
+        if not self._loaded:
+            self._done.set()
 
     async def _tick(self) -> None:
         assert self._node is not None

@@ -9,8 +9,10 @@ locking: so both tools are processes of their own, and nothing of a module is ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -20,11 +22,14 @@ from xksfast.admin.partitions.replica import Replica
 from xksfast.admin.partitions.replication import Replicator, Rights
 from xksfast.admin.partitions.tool_process import tool_start
 from xksfast.config import Config
+from xksfast.log import Log
 from xksfast.state.local_keys import LocalKeyFiles
 from xksfast.state.store_file import StoreFile
 
 KEY_TOOL_TIMEOUT_S = 20
+CALLS_PATIENCE_S = 5.0  # for a call inside a token, before its tool is killed
 
+T = TypeVar("T")
 Wanted = dict[str, dict[str, KeyRequest]]  # partition group -> label -> what to make
 
 
@@ -65,14 +70,31 @@ async def make_token_keys(config: Config, wanted: Wanted) -> AsyncIterator[KeyTo
 
 
 async def _create_in_group(config: Config, group: str, requests: list[KeyRequest]) -> KeyToolAnswer:
-    """In a thread, since tokens take their time; given up at once when we are told to end."""
+    """In a thread, since tokens take their time; given up after the calls at hand when we are told to end."""
     links = [PartitionLink(partition_target(config, name)) for name in config.partition_groups[group].partitions]
+    return await run_with_links(links, partial(_replicate_all, config, group, links, requests))
+
+
+async def run_with_links(links: Sequence[PartitionLink], work: Callable[[], T]) -> T:
+    """work() in a thread. When cancelled it may end the calls that are inside tokens, which a killed tool could leave half written."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        return await asyncio.to_thread(_replicate_all, config, group, links, requests)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         for link in links:
+            link.give_up()
+        _, at_work = await asyncio.wait((task,), timeout=CALLS_PATIENCE_S)
+        if at_work:
+            _say_killed("partition tool", CALLS_PATIENCE_S)
+        for link in links:
             link.kill()
+        with suppress(Exception):
+            await task
         raise
+
+
+def _say_killed(tool: str, after_s: float) -> None:
+    Log("control").error("tool_killed_inside_token", tool=tool, after_s=after_s, next="check the token's state")
 
 
 def _replicate_all(config: Config, group: str, links: list[PartitionLink], requests: list[KeyRequest]) -> KeyToolAnswer:
@@ -105,12 +127,21 @@ async def _run_key_tool(request: KeyToolRequest) -> KeyToolAnswer:
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment
     )
+    patience_s: float = KEY_TOOL_TIMEOUT_S
     try:
         output, _ = await asyncio.wait_for(process.communicate(msgspec.json.encode(request)), KEY_TOOL_TIMEOUT_S)
     except TimeoutError:
         return KeyToolAnswer(problem=f"the token did not answer the key tool within {KEY_TOOL_TIMEOUT_S} s")
+    except asyncio.CancelledError:  # it has one request only, and a killed tool could leave its token half written
+        patience_s = CALLS_PATIENCE_S
+        if process.stdin is not None:
+            process.stdin.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), patience_s)
+        raise
     finally:
-        if process.returncode is None:  # also when we are told to end meanwhile: a hung token must not leave a process behind
+        if process.returncode is None:  # a hung token must not leave a process behind
+            _say_killed("key tool", patience_s)
             process.kill()
     try:
         return msgspec.json.decode(output, type=KeyToolAnswer)

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USE_INTERVAL_S = 5.0
-REST_PATIENCE_S = 5.0
+REST_PATIENCE_S, REST_INTERVAL_S = 5.0, 5.0  # for the workers' start; between tries of a certificate that was refused
 FIRST_COPY_AFTER_S = 10.0  # of a large state: when the workers have long begun to serve
 SMALL_KEYS = 10_000  # to copy so many takes a fraction of a second
 DUE_INTERVAL_S = 60.0
@@ -90,7 +90,7 @@ class Node:
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
-        self._rest_refused = False
+        self._rest_problem = ""
         self._linked: Linking | None = None
         self._away = False
         self._stopped = False
@@ -121,7 +121,7 @@ class Node:
     def _reload_certificate(self, config: Config) -> str:
         """See messages.StateLoaded.admin_certificate."""
         self._config = msgspec.structs.replace(self._config, admin=config.admin, proxy=config.proxy)
-        if self._rest_refused:  # it may be served with this one
+        if self._rest_problem:  # it may be served with this one
             self._spawn(self._serve_rest())
             return ""
         if self._api is None or not self._api.is_tls:
@@ -296,7 +296,7 @@ class Node:
     async def _serve_rest(self) -> None:
         if self._listener is None:
             return
-        self._rest_refused = False
+        former, self._rest_problem = self._rest_problem, ""
         rest = await asyncio.to_thread(importlib.import_module, "xksfast.admin.rest")  # FastAPI takes its time as well
         try:
             self._api = await rest.serve_rest(
@@ -315,8 +315,9 @@ class Node:
                 log=self._log,
             )
         except OperatorError as error:
-            self._rest_refused = True
-            self._log.error("admin_not_served", problem=str(error), next="mend it, then send SIGHUP")
+            self._rest_problem = f"administration is not served: {error}"
+            if self._rest_problem != former:
+                self._log.error("admin_not_served", problem=str(error), next="tried again by itself, and at once at SIGHUP")
 
     def _keep_blocks(self, journal: BlockJournal, known: tuple[int, bytes] | None) -> None:
         """In the state thread. A database that was restored from before a block must not undo it. known: where the copy ends."""
@@ -386,7 +387,7 @@ class Node:
 
     def problems(self) -> tuple[str, ...]:
         """How this node stands with its database and its local copy; a sentence each."""
-        return (*self._hearing.problems(), *filter(None, (self._copying.problem,)))
+        return (*self._hearing.problems(), *filter(None, (self._copying.problem, self._rest_problem)))
 
     async def _beat(self) -> None:
         while True:
@@ -423,6 +424,8 @@ class Node:
             self._log.info("signing_keys_renewed")
         self._look_for_staleness()
         await self.blocks.record_pending(recording)
+        if self._rest_problem and self._is_time("rest", REST_INTERVAL_S):
+            self._spawn(self._serve_rest())
         if self._is_time("use", USE_INTERVAL_S):
             self._publisher.ask_usage()
             self._spawn(self.usage.write(self._database))

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from xksfast.admin.key_creation import make_token_keys
+from xksfast.admin.key_creation import make_token_keys, run_with_links
 from xksfast.admin.partitions.keytool import KeyRequest
 from xksfast.admin.partitions.link import PartitionFailure, PartitionLink, partition_target, take_all
 from xksfast.admin.refusals import Refused
@@ -50,12 +50,7 @@ class TokenSourceKeys:
             PartitionLink(partition_target(self._config, name)) for name in self._config.partition_groups[group].partitions
         ]
         async with self._lock:
-            try:
-                problems = await asyncio.to_thread(_try, links, label, usage)
-            except asyncio.CancelledError:
-                for link in links:
-                    link.kill()
-                raise
+            problems = await run_with_links(links, lambda: _try(links, label, usage))
         if problems:
             raise Refused(
                 "unavailable",

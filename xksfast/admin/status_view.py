@@ -158,7 +158,9 @@ def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 def _workers(status: ServiceStatus) -> Table:
     table = _table("workers", "worker", "pid", "state", "connections", "requests", "snapshot", "loop lag", "restarts")
     for worker in status.workers:
-        state = "starting" if not worker.ready else "serves" if worker.answered else "does not answer"
+        state = "serves" if worker.answered else "does not answer"
+        if not worker.ready:
+            state = "does not serve" if worker.problem else "starting"
         table.add_row(
             str(worker.worker),
             str(worker.pid or "-"),

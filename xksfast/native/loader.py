@@ -42,7 +42,9 @@ def check(status: int, error: Any = None, what: str = "") -> None:
     if status == lib.XKS_OK:
         return
     text = ffi.string(error).decode("utf-8", "replace") if error is not None else ""
-    raise NativeError(text or f"{what}: {STATUS_NAMES.get(status, status)}")
+    refusal = NativeError(text or f"{what}: {STATUS_NAMES.get(status, status)}")
+    refusal.is_final = status == lib.XKS_FINAL
+    raise refusal
 
 
 STATUS_NAMES = {

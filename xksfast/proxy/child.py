@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child process of the supervisor: started, watched, started again with a back-off.
+"""A child process of the supervisor: started, watched, started again with a back-off, for ever.
 
 A newcomer's trap: each child leads a session of its own, or a Ctrl-C in the terminal would reach it beside the supervisor and
 cut off the requests that a drain is there to finish.
@@ -8,6 +8,7 @@ cut off the requests that a drain is there to finish.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from xksfast.channel import Channel
 from xksfast.log import STDERR, Log
 
 FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 5.0
+LONGEST_BACKOFF_S = 10.0
 FORGIVEN_AFTER_S = 30.0
+HURRY_PATIENCE_S = 8.0  # above that for calls inside a PKCS#11 module, which a child that hurries still waits for
+KILLED_PATIENCE_S = 5.0
 
 
 def exit_cause(code: int) -> str:
@@ -36,7 +39,8 @@ class Child:
     """One child, over all its restarts.
 
     command: what it runs; the number of its end of the socketpair is appended. accepts, on_message: of its channel. on_started:
-    called each time a new process is there; on_ended(cause): after it is gone, unless it was told to stop.
+    called each time a new process is there; on_ended(cause): after it is gone, unless it was told to stop. hurry: the message
+    that tells the process to end at once.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Child:
         on_started: Callable[[], None],
         on_ended: Callable[[str], None],
         log: Log,
+        hurry: Any = None,
     ) -> None:
         self.name = name
         self.channel: Channel | None = None
@@ -59,12 +64,18 @@ class Child:
         self._on_started = on_started
         self._on_ended = on_ended
         self._log = log
+        self._hurry = hurry
         self._stopping = False
+        self._refused = False  # by the process that runs, or ran last
+        self._held = False
+        self._next_backoff_s = FIRST_BACKOFF_S
+        self._again = asyncio.Event()
 
     async def run(self) -> None:
         """Keep it running until stop() was called."""
-        next_backoff = FIRST_BACKOFF_S
         while not self._stopping:
+            self._refused = self._held = False
+            self._again.clear()
             started = monotonic()
             try:
                 cause = exit_cause(await self._run_once())
@@ -73,11 +84,32 @@ class Child:
             if self._stopping:
                 return
             lived = monotonic() - started
-            backoff = FIRST_BACKOFF_S if lived > FORGIVEN_AFTER_S else next_backoff
-            next_backoff = min(backoff * 2, LONGEST_BACKOFF_S)
-            self._log.error("child_ended", child=self.name, cause=cause, lived_s=round(lived, 1), restart_in_s=backoff)
+            backoff = FIRST_BACKOFF_S if lived > FORGIVEN_AFTER_S and not self._refused else self._next_backoff_s
+            self._next_backoff_s = min(backoff * 2, LONGEST_BACKOFF_S)
+            if not self._refused:  # else its own words were logged
+                self._log.error("child_ended", child=self.name, cause=cause, lived_s=round(lived, 1), restart_in_s=backoff)
             self._on_ended(cause)
-            await asyncio.sleep(backoff)
+            await self._wait_for_retry(backoff)
+
+    async def _wait_for_retry(self, backoff_s: float) -> None:
+        """Until the time has come, or retry() is called; one that is held waits for that alone."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._again.wait(), None if self._held else backoff_s)
+
+    def refused(self, *, final: bool) -> None:
+        """The process has said why it will not work, and ends. final: another one is started by retry() only."""
+        self._refused = True
+        self._held = self._held or final
+
+    def hold(self) -> None:
+        """Start no other process after this one, which has ended, until retry() is called from now on."""
+        self._held = True
+        self._again.clear()
+
+    def retry(self) -> None:
+        """Start the next process now, or as soon as one that is just ending has ended. One that serves is left alone."""
+        self._next_backoff_s = FIRST_BACKOFF_S
+        self._again.set()
 
     async def _run_once(self) -> int:
         ours, theirs = socket.socketpair()
@@ -120,7 +152,7 @@ class Child:
 
     async def end(self, patience_s: float) -> None:
         """Wait for the process to end by itself; then ask, then kill, by its own pid."""
-        for wait_s, number in ((patience_s, signal.SIGTERM), (1.0, signal.SIGKILL), (5.0, None)):
+        for wait_s, number in ((patience_s, signal.SIGTERM), (HURRY_PATIENCE_S, signal.SIGKILL), (KILLED_PATIENCE_S, None)):
             process = self.process
             if process is None or process.returncode is not None:
                 return
@@ -129,7 +161,13 @@ class Child:
             except TimeoutError:
                 if number is not None:
                     self._log.warning("child_does_not_end", child=self.name, after_s=wait_s, sent=number.name)
-                    self.terminate(number)
+                    self.hurry() if number == signal.SIGTERM else self.terminate(number)
+
+    def hurry(self) -> None:
+        """Have the process end without waiting for requests, as soon as no call of it is inside a PKCS#11 module."""
+        if self._hurry is not None:
+            self.send(self._hurry)
+        self.terminate()
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal, if there is a process."""

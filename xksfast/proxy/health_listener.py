@@ -3,9 +3,10 @@
 
 Plain HTTP, inside the supervisor.
 
-/ping   200 while requests are served, 503 while not (starting, draining): for load balancers.
-/livez  200 while some worker has been heard from in the last seconds: restart us when it is not.
-/readyz 200 while every worker serves and every key manager answers; the body says who does not.
+/ping   200 while requests are served, 503 while not (starting, draining, no worker that is heard of): for load balancers.
+/livez  200 while some worker has been heard from in the last seconds, or has said why it does not work, which a restart would not
+        change (it may be a PIN that must not be tried again): restart us when it is not.
+/readyz 200 while every worker serves and every key manager answers; the body says who does not, why, and what the node lacks.
 
 Further pages are handed in; they may take a moment, since workers are asked.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import httptools
@@ -46,14 +47,22 @@ class WorkerHealth:
     alive: bool
     connections: int
     seq: int
+    refused: bool = False  # it has said why it does not work, and is tried again or waits for a person
+    problem: str = ""
 
 
 class HealthListener:
-    """workers: called per request; what every worker is like now. pages: path -> what else is served."""
+    """workers: called per request; what every worker is like now. pages: path -> what else is served. problems: of the node."""
 
-    def __init__(self, workers: Callable[[], list[WorkerHealth]], pages: Mapping[str, Page] | None = None) -> None:
+    def __init__(
+        self,
+        workers: Callable[[], list[WorkerHealth]],
+        pages: Mapping[str, Page] | None = None,
+        problems: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         self.pages = dict(pages or {})
         self._workers = workers
+        self._problems = problems
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.Transport] = set()
 
@@ -73,15 +82,16 @@ class HealthListener:
         """(HTTP status, body) for a path."""
         workers = self._workers()
         if path == "/ping":
-            serving = any(worker.ready for worker in workers)
+            serving = any(worker.ready and worker.alive for worker in workers)
             return (200 if serving else 503), {"status": "pong" if serving else "not serving"}
         if path == "/livez":
-            alive = any(worker.alive for worker in workers)
+            alive = any(worker.alive or worker.refused for worker in workers)
             return (200 if alive else 503), {"status": "alive" if alive else "no worker answers"}
         if path == "/readyz":
             ready = bool(workers) and all(worker.ready and worker.healthy and worker.alive for worker in workers)
             details = [asdict(worker) for worker in workers]
-            return (200 if ready else 503), {"status": "ready" if ready else "not ready", "workers": details}
+            status = "ready" if ready else "not ready"
+            return (200 if ready else 503), {"status": status, "problems": list(self._problems()), "workers": details}
         known = ["/ping", "/livez", "/readyz", *self.pages]
         return 404, {"status": f"there are {', '.join(known[:-1])} and {known[-1]}"}
 

@@ -10,7 +10,7 @@ take it for a restart and invent requests. So the last report of a silent worker
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xksfast import messages
@@ -59,8 +59,8 @@ class ReportCollector:
         if self._round is not None and not self._round.done() and not any(desk.asked for desk in self._desks.values()):
             self._round.set_result(None)
 
-    async def collect(self) -> list[WorkerView]:
-        """Every worker, with its newest report; at most the time-out later."""
+    async def collect(self, why: Callable[[str], str] = lambda _: "") -> list[WorkerView]:
+        """Every worker, with its newest report; at most the time-out later. why: by a child's name, why it does not work."""
         if self._round is None:
             self._round = asyncio.get_running_loop().create_future()
             try:
@@ -71,7 +71,7 @@ class ReportCollector:
                 self._round = None
         else:
             await asyncio.shield(self._round)
-        return [self._view(worker) for worker in self._workers]
+        return [self._view(worker, why(worker.child.name)) for worker in self._workers]
 
     async def _ask(self, over: asyncio.Future[None]) -> None:
         self._number += 1
@@ -82,7 +82,7 @@ class ReportCollector:
         if any(desk.asked for desk in self._desks.values()):
             await asyncio.wait([over], timeout=self._timeout_s)
 
-    def _view(self, worker: WorkerSlot) -> WorkerView:
+    def _view(self, worker: WorkerSlot, problem: str) -> WorkerView:
         desk = self._desks[worker.index]
         return WorkerView(
             worker=worker.index,
@@ -93,4 +93,5 @@ class ReportCollector:
             restarts=worker.restarts,
             connections=worker.connections,
             report=desk.last,
+            problem=problem,
         )

@@ -3,8 +3,8 @@
 
 Its life: bind -> control -> workers, one after the other -> ready when all serve -> drain. One after the other, so that a wrong
 PIN is tried once and not once a worker, and because SoftHSM 2.6 shows processes that start together no token, or one without a
-PIN; where there are no tokens, all others after the first at once. A child that dies is started again while the others go on; one
-that *refuses* is not, since a token locks after a few wrong PINs.
+PIN; where there are no tokens, all others after the first at once. A child that dies or refuses to work is started again while the
+others go on; only one whose token refused the PIN waits for a person, since a token locks after a few wrong PINs.
 
 Why it accepts itself: KMS keeps a handful of long-lived connections, and SO_REUSEPORT hashes those unevenly for as long as they
 live. Here every connection goes, as a descriptor, to the worker with the fewest, so 8 over 2 workers end 4 : 4, and it costs
@@ -15,31 +15,31 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
-import msgspec
-import orjson
 import uvloop
 
 from xksfast import messages
-from xksfast import status as service_status
-from xksfast._version import __version__
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
 from xksfast.log import Log, finish
-from xksfast.proxy import exposition
+from xksfast.proxy.bound import Bound, bind_all
 from xksfast.proxy.child import Child
-from xksfast.proxy.health_listener import HealthListener, WorkerHealth
-from xksfast.proxy.listener import Listener, bind
+from xksfast.proxy.closed_door import ClosedDoor
+from xksfast.proxy.health_listener import HealthListener
+from xksfast.proxy.listener import Listener
+from xksfast.proxy.pages import Pages
+from xksfast.proxy.reloads import Reloads
 from xksfast.proxy.reports import ReportCollector
+from xksfast.proxy.start_checks import check_start
+from xksfast.proxy.troubles import Troubles
+from xksfast.proxy.watchdog import HUNG_AFTER_S, Watchdog
 from xksfast.proxy.worker_slot import WorkerSlot
 
 ACCEPTS_PER_TURN = 32
@@ -48,15 +48,6 @@ REFUSED_PATIENCE_S = 1.0
 MAX_EARLY_ENDS = 5  # of children, before all served: then the start has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CHILD_COMMAND = (sys.executable, "-m", "xksfast")
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What listens where: for KMS, for health checks and for administration; None: nothing does."""
-
-    proxy: list[Listener]
-    health: Listener | None
-    admin: Listener | None
 
 
 OnReady = Callable[[Bound], None]
@@ -73,7 +64,7 @@ class Supervisor:
 
     on_ready: called once when every worker serves.
     hangup_ends: SIGHUP ends it in place of reloading.
-    command: starts a child, with its hidden command and descriptor appended.
+    command: starts a child, with its hidden command and descriptor appended. hung_after_s: see watchdog.py.
     """
 
     def __init__(
@@ -84,26 +75,27 @@ class Supervisor:
         *,
         hangup_ends: bool = False,
         command: Sequence[str] = CHILD_COMMAND,
+        hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self._config = config
         self._config_path = config_path
         self._on_ready = on_ready
         self._command = command
+        self._hung_after_s = hung_after_s
         self._hangup_ends = hangup_ends
         self._log = Log("supervisor")
-        self._started_unix_s = time()
         self._listeners: list[Listener] = []
-        self._health_address: Listener | None = None
-        self._admin_address: Listener | None = None
         self._accepting = False
         self._stopping = False
         self._announced = False
+        self._served = False  # some worker was ready once: from then on nothing that children do ends the program
         self._turn = 0
         self._cap_logged_at = 0.0
         self._early_ends = 0
         self._failure: OperatorError | None = None
-        self._candidate: Config | None = None
-        self._state_problems: tuple[str, ...] = ()
+        self._reloads = Reloads()
+        self._troubles = Troubles(self._log)
+        self._control_loaded = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -111,43 +103,43 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._log.take_loop_faults(self._loop)
         self._end = asyncio.Event()
-        self._bind()
+        self._make_children()
+        self._bound = bind_all(self._config)
+        self._listeners = self._bound.proxy
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal if self._hangup_ends else self._reload)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a caller may have kept them waiting until now
-        self._control = Child(
-            "control",
-            (*self._command, "_control"),
-            messages.FromControl,
-            on_message=self._on_control,
-            on_started=self._control_started,
-            on_ended=self._ended_early,
-            log=self._log,
-        )
-        self._workers = [self._make_worker(i) for i in range(self._config.proxy.worker_count)]
-        self._reports = ReportCollector(self._workers)
+        self._proxy_door = ClosedDoor(self._loop, [listener.sock for listener in self._listeners])
+        self._admin_door = ClosedDoor(self._loop, [self._bound.admin.sock] if self._bound.admin is not None else [])
+        served = {"/status": self._pages.status, "/metrics": self._pages.metrics}
+        self._health = HealthListener(lambda: self._pages.workers(stopping=self._stopping), served, self._pages.node_problems)
+        if self._bound.health is not None:
+            self._spawn(self._health.serve(self._bound.health.sock))
         self._spawn(self._control.run())
+        self._spawn(Watchdog(self._workers, self._log, self._hung_after_s).run())
         await self._end.wait()
         await self._shut_down()
         if self._failure is not None:
             raise self._failure
         return 0
 
-    # --- listening
+    def _make_children(self) -> None:
+        self._control = Child(
+            "control",
+            (*self._command, "_control"),
+            messages.FromControl,
+            on_message=self._on_control,
+            on_started=self._control_started,
+            on_ended=self._control_ended,
+            log=self._log,
+            hurry=messages.EndNow(),
+        )
+        self._workers = [self._make_worker(i) for i in range(self._config.proxy.worker_count)]
+        self._reports = ReportCollector(self._workers)
+        self._pages = Pages(self._config, self._workers, self._reports, self._troubles, self._control)
 
-    def _bind(self) -> None:
-        proxy = self._config.proxy
-        wanted = [(text, proxy.tls is not None) for text in proxy.listen] + [(text, False) for text in proxy.plaintext_listen]
-        for text, tls in wanted:
-            self._listeners.append(Listener(bind(text), tls))
-        self._health = HealthListener(self._health_of_workers, {"/status": self._status_page, "/metrics": self._metrics_page})
-        if proxy.health.listen:
-            self._health_address = Listener(bind(proxy.health.listen), tls=False)
-            self._spawn(self._health.serve(self._health_address.sock))
-        admin = self._config.admin
-        if admin is not None and not self._config.state.is_file:  # ours, so that it stays when a control process ends
-            self._admin_address = Listener(bind(admin.listen), tls=bool(admin.certificate) or proxy.tls is not None)
+    # --- listening
 
     def _accept_when_possible(self) -> None:
         """Accept exactly while some worker serves, we are not stopping and the cap leaves room."""
@@ -234,6 +226,7 @@ class Supervisor:
             on_started=lambda: self._worker_started(worker),
             on_ended=lambda cause: self._worker_ended(worker, cause),
             log=self._log,
+            hurry=messages.EndNow(),
         )
         return worker
 
@@ -248,22 +241,44 @@ class Supervisor:
 
     def _worker_started(self, worker: WorkerSlot) -> None:
         worker.reset()
-        worker.child.send(messages.Start(worker=worker.index, config=self._config))
+        worker.reload, config = 0, self._config
+        if self._troubles.is_stuck(worker.child.name):  # on what is in use: tried with what SIGHUP asked for
+            worker.reload, config = self._reloads.newest_for_worker(self._config)
+        self._troubles.started(worker.child.name)
+        worker.child.send(messages.Start(worker=worker.index, config=config))
         self._link(worker)
 
     def _worker_ended(self, worker: WorkerSlot, cause: str) -> None:
         worker.reset()
         worker.restarts += 1
         self._reports.worker_ended(worker)
-        self._accept_when_possible()
-        self._ended_early(cause)
+        self._ended(worker.child, cause)
+        refuser = next((other.child.name for other in self._workers if self._troubles.is_final(other.child.name)), None)
+        if refuser is not None and not self._troubles.is_final(worker.child.name):
+            worker.child.hold()  # it would try the same PIN
+            self._troubles.refused(
+                worker.child.name, (f"{refuser} was refused by tokens that this one would ask as well",), final=True
+            )
+        self._accept_or_send_away()
 
-    def _ended_early(self, cause: str) -> None:
+    def _ended(self, child: Child, cause: str) -> None:
         """Children that end again and again before anything was served will not do better at the tenth time."""
-        if not self._announced:
-            self._early_ends += 1
-            if self._early_ends >= MAX_EARLY_ENDS:
-                self._fail(StartFailed(f"child processes ended {self._early_ends} times before they served, last by {cause}"))
+        if self._served:
+            self._troubles.ended(child.name, cause)
+            return
+        self._early_ends += 1
+        if self._early_ends >= MAX_EARLY_ENDS:
+            self._fail(StartFailed(f"child processes ended {self._early_ends} times before they served, last by {cause}"))
+
+    def _accept_or_send_away(self) -> None:
+        """While the workers refuse to work, whoever connects must not wait for an answer that does not come."""
+        shut = not self._stopping and not any(worker.ready for worker in self._workers) and self._served
+        shut = shut and all(self._troubles.is_stuck(worker.child.name) for worker in self._workers)
+        if not shut:
+            self._proxy_door.open()
+        self._accept_when_possible()
+        if shut:
+            self._proxy_door.shut()
 
     def _on_worker(self, worker: WorkerSlot, message: messages.FromWorker) -> None:
         worker.heard_at = monotonic()
@@ -274,16 +289,17 @@ class Supervisor:
                 self._reports.received(worker, message)
                 return
             case messages.WorkerReady():
-                worker.ready = True
-                worker.healthy = True
+                worker.ready = worker.healthy = self._served = True
+                self._troubles.works(worker.child.name)
+                self._config = self._reloads.taken_by_worker(worker.reload, self._config)
                 self._log.info("worker_ready", worker=worker.index, seq=message.seq)
                 self._one_more_ready()
+                self._retry_held()
             case messages.WorkerRefused():
-                worker.refused = True
-                self._refused(f"worker {worker.index}", message.problems)
+                self._refused(worker.child, message.problems, message.final)
             case messages.CertificatesReloaded():
-                self._certificates_reloaded(worker, message.problem)
-        self._accept_when_possible()
+                self._certificates_reloaded(worker, message)
+        self._accept_or_send_away()
 
     def _one_more_ready(self) -> None:
         """Each starts the next; the last one is the news that people and scripts wait for."""
@@ -294,7 +310,7 @@ class Supervisor:
             self._accept_when_possible()
             self._log.info("serving", workers=len(self._workers), addresses=[listener.url for listener in self._listeners])
             if self._on_ready is not None:
-                self._on_ready(Bound(self._listeners, self._health_address, self._admin_address))
+                self._on_ready(self._bound)
 
     def _link(self, worker: WorkerSlot) -> None:
         """A line between control and this worker; both ends leave us at once."""
@@ -308,34 +324,52 @@ class Supervisor:
     # --- control
 
     def _control_started(self) -> None:
-        self._state_problems = ()  # it tells anew
-        listener = self._admin_address.sock if self._admin_address is not None else None
-        self._control.send(messages.StartControl(config=self._config), listener)
+        config = self._config
+        if self._troubles.is_stuck(self._control.name):
+            config = self._reloads.newest_for_control(self._config)
+        self._troubles.started(self._control.name)
+        self._admin_door.open()
+        listener = self._bound.admin.sock if self._bound.admin is not None else None
+        self._control.send(messages.StartControl(config=config), listener)
         for worker in self._workers:
             self._link(worker)
+
+    def _control_ended(self, cause: str) -> None:
+        if not self._control_loaded:  # else the next one takes over in a moment
+            self._admin_door.shut()
+        self._control_loaded = False
+        self._pages.state_problems = ()  # those of a process that is gone; the next one tells its own
+        self._ended(self._control, cause)
 
     def _on_control(self, message: messages.FromControl, fd: int | None) -> None:
         match message:
             case messages.StateLoaded():
+                self._control_loaded = True
+                self._troubles.works(self._control.name)
                 self._log.info("state_loaded", seq=message.seq, key_stores=message.key_stores, keys=message.keys)
-                self._admin_certificate_reloaded(message.admin_certificate)
+                self._admin_certificate_reloaded(message)
                 if not self._workers[0].started:  # now that the key tool is done with the tokens
                     self._start_next_worker()
             case messages.StateProblems():
-                self._state_problems = message.problems
+                self._pages.state_problems = message.problems
+            case messages.StateRefused() if self._control_loaded:
+                self._log.error("state_kept", problems=message.problems)
             case messages.StateRefused():
-                if self._announced:
-                    self._log.error("state_kept", problems=message.problems)
-                else:
-                    self._refused("control", message.problems)
+                self._refused(self._control, message.problems, message.final)
 
-    def _refused(self, who: str, problems: tuple[str, ...]) -> None:
-        """Trying again would not help. At the start that ends the program; later the others go on."""
-        if not self._announced:
+    def _refused(self, child: Child, problems: tuple[str, ...], final: bool) -> None:
+        """Its process ends. Before anything was served that ends the program; later the others go on and this one is tried again."""
+        child.refused(final=final)
+        if self._served:
+            self._troubles.refused(child.name, problems, final=final)
+        else:
             self._fail(OperatorError("\n".join(problems)))
-            return
-        for problem in problems:
-            self._log.error("refused", by=who, problem=problem)
+
+    def _retry_held(self) -> None:
+        """One at a time of the workers that wait for a person's word, so that a PIN which is still wrong is tried once."""
+        held = next((worker for worker in self._workers if self._troubles.is_final(worker.child.name)), None)
+        if held is not None:
+            held.child.retry()
 
     def _fail(self, error: OperatorError) -> None:
         self._failure = self._failure or error
@@ -345,7 +379,7 @@ class Supervisor:
         """The second one is impatience: what has not ended is ended."""
         if self._end.is_set():
             for child in (self._control, *(worker.child for worker in self._workers)):
-                child.terminate()
+                child.hurry()
         self._end.set()
 
     # --- reload and end
@@ -359,41 +393,42 @@ class Supervisor:
             except OperatorError as error:
                 self._log.error("reload_refused", problems=str(error).splitlines())
                 return
-        tls = fresh.proxy.tls if fresh.proxy.tls and self._config.proxy.tls else self._config.proxy.tls
-        admin = self._config.admin
-        if admin is not None and fresh.admin is not None:
-            admin = msgspec.structs.replace(admin, certificate=fresh.admin.certificate, private_key=fresh.admin.private_key)
-        proxy = msgspec.structs.replace(self._config.proxy, tls=tls)
-        self._candidate = msgspec.structs.replace(self._config, proxy=proxy, admin=admin)
-        later = different_keys(msgspec.to_builtins(self._candidate), msgspec.to_builtins(fresh))
+        number, asked, later = self._reloads.ask(self._config, fresh)
         self._log.info("reloading")
         if later:
             self._log.warning("takes_effect_at_next_start", keys=later)
-        if tls is not None:
+        if asked.proxy.tls is not None:
             for worker in self._workers:
-                worker.child.send(messages.ReloadCertificates(config=self._candidate))
-        self._control.send(messages.ReloadState(config=self._candidate))
+                worker.child.send(messages.ReloadCertificates(config=asked, number=number))
+        self._control.send(messages.ReloadState(config=asked, number=number))
+        for child in (self._control, *(worker.child for worker in self._workers)):
+            if child is self._control or not self._troubles.is_final(child.name):
+                child.retry()
+        self._retry_held()
 
-    def _certificates_reloaded(self, worker: WorkerSlot, problem: str) -> None:
-        if problem:
-            self._log.error("certificates_kept", worker=worker.index, problem=problem)
-            return
-        self._log.info("certificates_reloaded", worker=worker.index)
-        if self._candidate is not None:  # a worker that is started again begins with them
-            self._config = msgspec.structs.replace(self._candidate, admin=self._config.admin)
+    def _certificates_reloaded(self, worker: WorkerSlot, answer: messages.CertificatesReloaded) -> None:
+        if answer.problem:
+            self._reloads.refused_by_worker(answer.number)
+            self._log.error("certificates_kept", worker=worker.index, problem=answer.problem)
+        elif worker.ready:  # one that does not serve has shown nothing
+            self._log.info("certificates_reloaded", worker=worker.index)
+            self._config = self._reloads.taken_by_worker(answer.number, self._config)
+        else:
+            worker.reload = answer.number
 
-    def _admin_certificate_reloaded(self, outcome: str) -> None:
-        if outcome == "reloaded" and self._candidate is not None:
+    def _admin_certificate_reloaded(self, answer: messages.StateLoaded) -> None:
+        if answer.admin_certificate == "reloaded":
             self._log.info("admin_certificate_reloaded")
-            self._config = msgspec.structs.replace(self._config, admin=self._candidate.admin)
-        elif outcome:
-            self._log.error("admin_certificate_kept", problem=outcome)
+            self._config = self._reloads.taken_by_control(answer.number, self._config)
+        elif answer.admin_certificate:
+            self._log.error("admin_certificate_kept", problem=answer.admin_certificate)
 
     async def _shut_down(self) -> None:
         """Accept nothing more, have the requests at hand finished, leave no process."""
         self._stopping = True
         self._log.info("draining")
-        self._accept_when_possible()
+        self._accept_or_send_away()
+        self._admin_door.open()
         for listener in self._listeners:
             listener.sock.close()
         for child in (self._control, *(worker.child for worker in self._workers)):
@@ -412,53 +447,10 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._log.info("ended")
 
-    # --- health
-
-    def _health_of_workers(self) -> list[WorkerHealth]:
-        return [
-            WorkerHealth(
-                worker=worker.index,
-                ready=worker.ready and not self._stopping,
-                healthy=worker.healthy,
-                alive=worker.alive,
-                connections=worker.connections,
-                seq=worker.seq,
-            )
-            for worker in self._workers
-        ]
-
-    async def _status(self) -> service_status.ServiceStatus:
-        return service_status.merge(
-            await self._reports.collect(),
-            self._reports.ended,
-            partition_names=tuple(self._config.partitions),
-            version=__version__,
-            pid=os.getpid(),
-            started_unix_s=self._started_unix_s,
-            now_unix_s=time(),
-            state_problems=self._state_problems,
-        )
-
-    async def _status_page(self) -> tuple[str, bytes]:
-        return "application/json", orjson.dumps(msgspec.to_builtins(await self._status()))
-
-    async def _metrics_page(self) -> tuple[str, bytes]:
-        return exposition.CONTENT_TYPE, exposition.render(await self._status())
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def different_keys(former: Any, new: Any, key: str = "") -> list[str]:
-    """The dotted keys in which two configurations differ."""
-    if isinstance(former, dict) and isinstance(new, dict):
-        found = []
-        for name in sorted({*former, *new}):
-            found += different_keys(former.get(name), new.get(name), f"{key}.{name}" if key else str(name))
-        return found
-    return [] if former == new else [key]
 
 
 def run(
@@ -468,7 +460,8 @@ def run(
     *,
     hangup_ends: bool = False,
 ) -> int:
-    """Supervise until told to stop; the exit code."""
+    """Supervise until told to stop; the exit code. OperatorError, with no process started, for what would end every worker."""
+    check_start(config, str(config_path or ""))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())

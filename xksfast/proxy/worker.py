@@ -5,6 +5,9 @@ It is handed everything: its configuration and its connections by the supervisor
 listening socket, reads no state file and holds no SigV4 secret. Its life: Start -> first whole state by ApplyDelta -> tokens settled ->
 WorkerReady -> connections -> Drain -> last UsageReport. It ends when the supervisor's line closes, so that no worker outlives its
 supervisor.
+
+A newcomer's trap: however it ends (drained, refused, SIGTERM, alone), it first waits for calls that are inside a PKCS#11 module, since
+SoftHSM writes its token during a login and a process that ends there leaves half a token. So no signal may keep its default action.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Coroutine
 from functools import partial
@@ -28,7 +32,7 @@ from xksfast.ekm.local import LocalKeys
 from xksfast.ekm.pkcs11 import TokenEngine
 from xksfast.errors import NativeError, OperatorError
 from xksfast.line_limit import LineLimit
-from xksfast.log import Log, RequestLog
+from xksfast.log import Log, RequestLog, finish, frames_of
 from xksfast.native.crypto import JobPool, RandomPool, harden_process
 from xksfast.native.schedule import SHORTEST_US, set_slice
 from xksfast.native.tls import TlsContext
@@ -44,6 +48,9 @@ SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
 LAST_REPORT_PATIENCE_S = 1.0  # for jobs that nobody waits for any more; above any request's deadline
+SLOW_TOKEN_S = 2.0  # a login takes milliseconds
+CALLS_PATIENCE_S = 5.0  # for calls inside a PKCS#11 module, before the process ends
+REFUSED = 3  # exit code: it has said why
 
 
 class Worker:
@@ -67,6 +74,8 @@ class Worker:
         self._tls: TlsContext | None = None
         self._tokens: TokenEngine | None = None
         self._lag = LoopLag(self._loop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._on_signal, number)
         self._supervisor = Channel(
             supervisor, messages.ToWorker, on_message=self._on_supervisor, on_close=self._on_supervisor_gone
         )
@@ -88,11 +97,18 @@ class Worker:
             case messages.ControlLink():
                 self._link_control(fd)
             case messages.ReloadCertificates():
-                self._reload_certificates(message.config)
+                self._reload_certificates(message)
             case messages.AskReport():
                 self._supervisor.send(self._report(message.number))
             case messages.Drain():
                 self._spawn(self._drain())
+            case messages.EndNow():
+                self._done.set()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        """SIGTERM for all processes of a service is one word with the supervisor's Drain; SIGHUP is for the supervisor."""
+        if number != signal.SIGHUP:
+            self._spawn(self._drain())
 
     def _on_supervisor_gone(self) -> None:
         self._spawn(self._drain())
@@ -135,15 +151,30 @@ class Worker:
         try:
             self._build(config)
         except OperatorError as error:
-            self._supervisor.send(messages.WorkerRefused(problems=(str(error),)))
+            self._refuse(str(error))
+            return
+        except Exception as fault:  # a worker that says nothing would be waited for for ever; its text could quote a secret
+            self._log.error("start_failed", problem=type(fault).__name__, where=frames_of(fault))
+            self._refuse(
+                f"a worker was not started by a fault of the proxy ({type(fault).__name__}): see start_failed in its log"
+            )
             return
         self._spawn(self._apply_deltas())
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         self._lag.start()
+        self._loop.call_later(SLOW_TOKEN_S, self._say_which_tokens_are_slow, SLOW_TOKEN_S)
         self._heartbeat()
 
+    def _refuse(self, *problems: str, final: bool = False) -> None:
+        """Say why this worker cannot serve, and end; see messages.WorkerRefused."""
+        self._supervisor.send(messages.WorkerRefused(problems=problems, final=final))
+        self._exit_code = REFUSED
+        self._done.set()
+
     def _build(self, config: Config) -> None:
-        """Engine, pipeline and connection settings from the configuration."""
+        """Engine, pipeline and connection settings from the configuration; what may be refused comes before any call of a token."""
+        if config.proxy.tls:
+            self._tls = _tls_context(config.proxy.tls)
         self._sources: dict[str, KeySource] = {"local": LocalKeys()}
         if config.partition_groups:
             self._tokens = TokenEngine(config)
@@ -162,8 +193,6 @@ class Worker:
         )
         if self._tokens:
             self._loop.add_reader(self._tokens.engine.fileno(), self._pipeline.on_completions)
-        if config.proxy.tls:
-            self._tls = _tls_context(config.proxy.tls)
         self._settings = ConnectionSettings(
             self._pipeline,
             HandshakeGate(self._loop),
@@ -188,6 +217,21 @@ class Worker:
             on_refused=self._on_refused,
         )
 
+    def _say_which_tokens_are_slow(self, after_s: float) -> None:
+        """A call that hangs at the start says nothing of itself, and the log would not say what everybody waits for."""
+        if self._ready or self._done.is_set() or self._tokens is None:
+            return
+        for index, name in enumerate(self._tokens.partition_names):
+            status = self._tokens.engine.partition_status(index)
+            if status.state == "starting" and not status.reason:
+                self._log.warning(
+                    "token_slow",
+                    partition=name,
+                    after_s=after_s,
+                    problem="a call into its PKCS#11 module (C_Initialize, C_GetTokenInfo, C_Login) has not returned",
+                )
+        self._loop.call_later(after_s, self._say_which_tokens_are_slow, 2 * after_s)
+
     # --- what is served
 
     async def _apply_deltas(self) -> None:
@@ -207,7 +251,7 @@ class Worker:
             self._supervisor.send(messages.WorkerReady(seq=seq))
 
     def _on_refused(self, problems: list[str]) -> None:
-        self._supervisor.send(messages.WorkerRefused(problems=tuple(problems)))
+        self._refuse(*problems, final=True)
 
     # --- usage
 
@@ -271,15 +315,15 @@ class Worker:
         if self._draining and not self._settings.connections:
             self._done.set()
 
-    def _reload_certificates(self, config: Config) -> None:
+    def _reload_certificates(self, reload: messages.ReloadCertificates) -> None:
         """New connections get the new certificate; those in progress keep the context they began with."""
         problem = ""
-        if config.proxy.tls:
+        if reload.config.proxy.tls:
             try:
-                self._tls = _tls_context(config.proxy.tls)
+                self._tls = _tls_context(reload.config.proxy.tls)
             except OperatorError as error:
                 problem = str(error)
-        self._supervisor.send(messages.CertificatesReloaded(problem=problem))
+        self._supervisor.send(messages.CertificatesReloaded(problem=problem, number=reload.number))
 
     # --- time
 
@@ -329,14 +373,18 @@ class Worker:
                 return  # the last connection_lost ends the process
         self._done.set()
 
-    def close(self) -> None:
-        """Stop the engine and the log. A worker hung inside a token does not keep the process."""
+    def close(self) -> int:
+        """Stop the engine and the log. The number of calls that are still inside a token when nobody waits for them any more."""
+        inside = 0
         if self._tokens:
             self._loop.remove_reader(self._tokens.engine.fileno())
-            self._tokens.engine.close()
+            inside = self._tokens.engine.close(CALLS_PATIENCE_S)
+            if inside:
+                self._log.error("ended_inside_token", calls=inside, after_s=CALLS_PATIENCE_S, next="check the tokens' state")
         self._strangers.close()
         if hasattr(self, "_request_log"):
             self._request_log.close()
+        return inside
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -359,9 +407,13 @@ def main(fd: int) -> int:
     async def live() -> int:
         worker = Worker(socket.socket(fileno=fd))
         try:
-            return await worker.run()
+            code = await worker.run()
         finally:
-            worker.close()
+            inside = worker.close()
+        if inside:
+            finish()
+            os._exit(code)  # an exit in good order would take a module apart under its own calls
+        return code
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(live())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control process that hands every worker an empty state. <FAKE_DIR>/refuse_state: StateRefused with its text.
+"""A control process that hands every worker an empty state. <FAKE_DIR>/refuse_state: StateRefused with its text, and the end of a
+process that has no state yet.
 
 Each state it loads is written to <FAKE_DIR>/loaded as "<pid> <seq>".
 """
@@ -44,6 +45,8 @@ class FakeControl:
     def load(self) -> None:
         if (DIRECTORY / "refuse_state").exists():
             self.supervisor.send(messages.StateRefused(problems=((DIRECTORY / "refuse_state").read_text(),)))
+            if not self.seq:
+                self.done.set()
             return
         self.seq += 1
         (DIRECTORY / "loaded").write_text(f"{os.getpid()} {self.seq}")

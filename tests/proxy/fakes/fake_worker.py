@@ -5,7 +5,8 @@ argv[1]: the descriptor of its line to the supervisor.
 
 who -> "<worker> <pid> tls|plain"; certificate -> that of Start; print -> writes to stdout; crash -> dies by SIGSEGV; slow -> "done"
 after the file <FAKE_DIR>/go appeared; else -> an echo.
-<FAKE_DIR>/refuse: WorkerRefused with its text. <FAKE_DIR>/die: exits at once. <FAKE_DIR>/bad_certificate: refuses reloads.
+<FAKE_DIR>/refuse: WorkerRefused with its text, then it ends; <FAKE_DIR>/refuse_pin: the same, finally. Each process that refuses is
+noted as a line of <FAKE_DIR>/refusals. <FAKE_DIR>/die: exits at once. <FAKE_DIR>/bad_certificate: refuses reloads.
 <FAKE_DIR>/waits: is never ready; when it holds a number, only this worker. <FAKE_DIR>/deaf: ignores Drain and the end of its line.
 Each number of AskReport is appended to <FAKE_DIR>/asked; <FAKE_DIR>/mute: it gets no answer.
 """
@@ -32,7 +33,7 @@ class FakeWorker:
         self.busy = 0
         self.transports: set[asyncio.StreamWriter] = set()
         self.closed = 0
-        self.refused = (DIRECTORY / "refuse").exists()
+        self.refused = False
         self.index = -1
         self.tasks: set[asyncio.Task[None]] = set()
         self.supervisor = Channel(
@@ -48,8 +49,9 @@ class FakeWorker:
             case messages.Start(worker=index, config=config):
                 self.index = index
                 self.certificate = config.proxy.tls.certificate if config.proxy.tls else ""
-                if self.refused:
-                    self.supervisor.send(messages.WorkerRefused(problems=((DIRECTORY / "refuse").read_text(),)))
+                for name in ("refuse", "refuse_pin"):
+                    if (DIRECTORY / name).exists():
+                        self.refuse((DIRECTORY / name).read_text(), final=name == "refuse_pin")
             case messages.ControlLink():
                 assert fd is not None
                 self.control = Channel(socket.socket(fileno=fd), messages.ControlToWorker, on_message=self.on_control)
@@ -57,10 +59,12 @@ class FakeWorker:
                 assert fd is not None
                 task = asyncio.ensure_future(self.serve(socket.socket(fileno=fd), tls))
                 self.tasks.add(task)
-            case messages.ReloadCertificates(config=config):
+            case messages.ReloadCertificates(config=config, number=number):
                 assert config.proxy.tls is not None
-                refused = (DIRECTORY / "bad_certificate").exists()
-                self.supervisor.send(messages.CertificatesReloaded(problem="a bad certificate" if refused else ""))
+                refused = (DIRECTORY / "bad_certificate").exists() or "bad" in config.proxy.tls.certificate
+                answer = messages.CertificatesReloaded(problem="a bad certificate" if refused else "", number=number)
+                delay_s = 0.5 if "late" in config.proxy.tls.certificate else 0.0
+                asyncio.get_running_loop().call_later(delay_s, self.supervisor.send, answer)
             case messages.AskReport(number=number):
                 with (DIRECTORY / "asked").open("a") as asked:
                     asked.write(f"{number}\n")
@@ -69,6 +73,13 @@ class FakeWorker:
             case messages.Drain():
                 self.draining = not (DIRECTORY / "deaf").exists()
                 self.end_if_drained()
+
+    def refuse(self, problem: str, *, final: bool) -> None:
+        self.refused = True
+        with (DIRECTORY / "refusals").open("a") as refusals:
+            refusals.write(f"{self.index}\n")
+        self.supervisor.send(messages.WorkerRefused(problems=(problem,), final=final))
+        self.done.set()
 
     def on_control(self, message: messages.ApplyDelta, fd: int | None) -> None:
         assert fd is not None

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real supervisor with the fake children. argv[1]: configuration file. stdout: one line, the ports, when ready."""
+"""The real supervisor with the fake children. argv[1]: configuration file. stdout: one line, the ports, when ready.
+
+<FAKE_DIR>/hung_after_s: after how long a worker counts as hung.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +16,9 @@ import uvloop
 
 from xksfast.config import load_config
 from xksfast.errors import OperatorError
-from xksfast.proxy.supervisor import Bound, Supervisor
+from xksfast.proxy.bound import Bound
+from xksfast.proxy.supervisor import Supervisor
+from xksfast.proxy.watchdog import HUNG_AFTER_S
 
 
 def ready(bound: Bound) -> None:
@@ -23,10 +29,12 @@ def ready(bound: Bound) -> None:
 
 
 path = Path(sys.argv[1])
+patience = Path(os.environ["FAKE_DIR"]) / "hung_after_s"
+hung_after_s = float(patience.read_text()) if patience.exists() else HUNG_AFTER_S
 command = (sys.executable, str(Path(__file__).parent / "fake_child.py"))
 try:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(Supervisor(load_config(path), path, ready, command=command).run())
+        code = runner.run(Supervisor(load_config(path), path, ready, command=command, hung_after_s=hung_after_s).run())
 except OperatorError as error:
     print(error, file=sys.stderr)
     code = getattr(error, "exit_code", 2)

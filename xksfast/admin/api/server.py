@@ -12,7 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -63,7 +63,7 @@ class ApiServer:
             if not certificate:
                 raise OperatorError("admin.certificate: none is named any more: plain HTTP is served from the next start on")
             tls_context(certificate, private_key)  # tried apart first: a context with half a pair serves nobody
-            self._context.load_cert_chain(certificate, private_key)
+            self._context.load_cert_chain(certificate, private_key, password=_no_passphrase(private_key))
 
     async def close(self) -> None:
         """No new connections; requests that run are given DRAIN_S, then cut off."""
@@ -170,7 +170,7 @@ def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(certificate, private_key)
+        context.load_cert_chain(certificate, private_key, password=_no_passphrase(private_key))
     except (OSError, ssl.SSLError) as error:
         absent = next((path for path in (certificate, private_key) if not Path(path).is_file()), None)
         fault = (
@@ -180,6 +180,15 @@ def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:
         )
         raise OperatorError(f"admin.certificate: {fault} ({getattr(error, 'reason', None) or error.strerror})") from None
     return context
+
+
+def _no_passphrase(private_key: str) -> Callable[[], str]:
+    """For a private key that is encrypted: without it OpenSSL would ask for the passphrase on the terminal, and wait."""
+
+    def refuse() -> str:
+        raise OperatorError(f"admin.private_key: {private_key} is encrypted: store it without a passphrase, mode 0600")
+
+    return refuse
 
 
 class _Lines(logging.Handler):

@@ -9,6 +9,7 @@ LibraryParameters to C_Initialize, which NSS softoken needs: such tokens go thro
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,6 +49,8 @@ class KeyToolAnswer(msgspec.Struct, frozen=True):
 
 def main() -> int:
     """Answer one request; the exit code is 0 even for a problem, which is in the answer."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # ending inside a login would leave half a token
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=KeyToolRequest)
     try:
         answer = KeyToolAnswer(created=ensure_keys(request))

@@ -108,6 +108,7 @@ class PartitionLink:
         answer = Answer(problem) if problem else msgspec.json.decode(line, type=Answer)
         if answer.problem:
             failure = PartitionFailure(self.name, answer.problem)
+            failure.is_final = answer.final
             if problem or self._asked[0] == "open":
                 self._failed_open = failure
             raise failure
@@ -202,6 +203,10 @@ class PartitionLink:
             process.kill()
             process.wait()
         process.stdout.close()
+
+    def give_up(self) -> None:
+        """Ask nothing more; a call that waits for its answer still gets it. From any thread."""
+        self._killed = True
 
     def kill(self) -> None:
         """End the process now, for good; a call that waits for it ends with PartitionFailure. From any thread."""

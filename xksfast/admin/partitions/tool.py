@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from xksfast.admin.partitions.tool_process import PartitionTarget
-from xksfast.errors import OperatorError
+from xksfast.errors import OperatorError, is_final
 from xksfast.native.crypto import Secret, SecretPages, harden_process
 from xksfast.native.partition import (
     Measured,
@@ -50,10 +50,11 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """problem: what is wrong and what to do, "" when nothing is."""
+    """problem: what is wrong and what to do, "" when nothing is. final: see OperatorError."""
 
     problem: str = ""
     result: msgspec.Raw = msgspec.Raw(b"null")
+    final: bool = False
 
 
 class Tool:
@@ -128,7 +129,8 @@ def _target(target: PartitionTarget, *, login: bool) -> Target:
 
 def main() -> int:
     """Answer until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started us; our stdin ends with them
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for those who started us, with whom our stdin ends
+        signal.signal(number, signal.SIG_IGN)  # ending inside a login would leave half a token
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     harden_process()
     answers = os.fdopen(os.dup(1), "wb")
@@ -140,7 +142,7 @@ def main() -> int:
         try:
             answer = Answer(result=msgspec.Raw(msgspec.json.encode(tool.answer(call))))
         except OperatorError as error:
-            answer = Answer(problem=str(error))
+            answer = Answer(problem=str(error), final=is_final(error))
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(msgspec.json.encode(answer) + b"\n")
         answers.flush()
