@@ -45,6 +45,7 @@ class WorkerHealth:
     healthy: bool
     alive: bool
     connections: int
+    authenticated: int  # of these, with an accepted signature
     seq: int
 
 

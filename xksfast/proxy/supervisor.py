@@ -5,16 +5,12 @@ Its life: bind -> control -> workers, one after the other -> ready when all serv
 PIN is tried once and not once a worker, and because SoftHSM 2.6 shows processes that start together no token, or one without a
 PIN; where there are no tokens, all others after the first at once. A child that dies is started again while the others go on; one
 that *refuses* is not, since a token locks after a few wrong PINs.
-
-Why it accepts itself: KMS keeps a handful of long-lived connections, and SO_REUSEPORT hashes those unevenly for as long as they
-live. Here every connection goes, as a descriptor, to the worker with the fewest, so 8 over 2 workers end 4 : 4, and it costs
-nothing a request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import os
 import signal
 import socket
@@ -36,14 +32,14 @@ from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.proxy import exposition
+from xksfast.proxy.acceptor import Acceptor
 from xksfast.proxy.child import Child
+from xksfast.proxy.descriptors import ADVICE, connections_that_fit, raise_limit
 from xksfast.proxy.health_listener import HealthListener, WorkerHealth
 from xksfast.proxy.listener import Listener, bind
 from xksfast.proxy.reports import ReportCollector
 from xksfast.proxy.worker_slot import WorkerSlot
 
-ACCEPTS_PER_TURN = 32
-OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
 REFUSED_PATIENCE_S = 1.0
 MAX_EARLY_ENDS = 5  # of children, before all served: then the start has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -95,11 +91,8 @@ class Supervisor:
         self._listeners: list[Listener] = []
         self._health_address: Listener | None = None
         self._admin_address: Listener | None = None
-        self._accepting = False
-        self._stopping = False
+        self._stopping = False  # and unready
         self._announced = False
-        self._turn = 0
-        self._cap_logged_at = 0.0
         self._early_ends = 0
         self._failure: OperatorError | None = None
         self._candidate: Config | None = None
@@ -110,6 +103,8 @@ class Supervisor:
         """Until a signal: 0. Raises OperatorError when it cannot serve; no child is left then either."""
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
+        self._impatient = asyncio.Event()
+        max_connections = self._respect_limits()
         self._bind()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
@@ -125,6 +120,7 @@ class Supervisor:
             log=self._log,
         )
         self._workers = [self._make_worker(i) for i in range(self._config.proxy.worker_count)]
+        self._acceptor = Acceptor(self._listeners, self._workers, max_connections, self._log)
         self._reports = ReportCollector(self._workers)
         self._spawn(self._control.run())
         await self._end.wait()
@@ -134,6 +130,13 @@ class Supervisor:
         return 0
 
     # --- listening
+
+    def _respect_limits(self) -> int:
+        """Raise the limit of open files, which children inherit; how many connections fit under it."""
+        wanted, fit, limit = self._config.proxy.max_connections, connections_that_fit(self._config), raise_limit()
+        if fit < wanted:
+            self._log.warning("max_connections_lowered", max_connections=wanted, served=fit, open_files=limit, next=ADVICE)
+        return fit
 
     def _bind(self) -> None:
         proxy = self._config.proxy
@@ -149,77 +152,7 @@ class Supervisor:
             self._admin_address = Listener(bind(admin.listen), tls=bool(admin.certificate) or proxy.tls is not None)
 
     def _accept_when_possible(self) -> None:
-        """Accept exactly while some worker serves, we are not stopping and the cap leaves room."""
-        total = sum(worker.connections for worker in self._workers)
-        full = total >= self._config.proxy.max_connections
-        wanted = any(worker.ready for worker in self._workers) and not self._stopping and not full
-        if full and monotonic() - self._cap_logged_at > 1:
-            self._cap_logged_at = monotonic()
-            self._log.warning("connection_cap", connections=total, max_connections=self._config.proxy.max_connections)
-        if wanted == self._accepting:
-            return
-        self._accepting = wanted
-        for listener in self._listeners:
-            if wanted:
-                self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
-            else:
-                self._loop.remove_reader(listener.sock.fileno())
-
-    def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            if not self._accepting:
-                return
-            try:
-                connection, _ = listener.sock.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue  # the peer is gone already
-            except OSError as error:
-                self._log.warning("accept_failed", error=str(error))
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause_accepting()  # "readable" would come again at once
-                return
-            with connection:
-                self._hand_over(connection, listener.tls)
-            self._accept_when_possible()
-
-    def _hand_over(self, connection: socket.socket, tls: bool) -> None:
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            return  # the peer is gone already
-        while (worker := self._choose_worker()) is not None:
-            if worker.child.send(messages.Accept(tls=tls), connection):
-                worker.handed_over += 1
-                return
-            worker.ready = False  # it is dying, and its end is noticed in a moment
-
-    def _choose_worker(self) -> WorkerSlot | None:
-        """The ready worker with the fewest connections; of equals, the next in turn. One that hangs is the last choice."""
-        ready = [worker for worker in self._workers if worker.ready]
-        self._turn += 1
-        count = len(self._workers)
-        return min(
-            ready,
-            key=lambda worker: (
-                not worker.alive or worker.child.congested,
-                worker.connections,
-                (worker.index - self._turn) % count,
-            ),
-            default=None,
-        )
-
-    def _pause_accepting(self) -> None:
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.sock.fileno())
-        self._accepting = True  # so that nothing but the timer begins again
-        self._loop.call_later(OUT_OF_DESCRIPTORS_PAUSE_S, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        if not self._stopping:
-            self._accepting = False
-            self._accept_when_possible()
+        self._acceptor.accept_when_possible()
 
     # --- workers
 
@@ -269,6 +202,7 @@ class Supervisor:
         match message:
             case messages.Heartbeat():
                 worker.closed, worker.healthy, worker.seq = message.closed, message.healthy, message.seq
+                worker.known = message.known
             case messages.WorkerReport():
                 self._reports.received(worker, message)
                 return
@@ -343,6 +277,7 @@ class Supervisor:
     def _on_stop_signal(self) -> None:
         """The second one is impatience: what has not ended is ended."""
         if self._end.is_set():
+            self._impatient.set()
             for child in (self._control, *(worker.child for worker in self._workers)):
                 child.terminate()
         self._end.set()
@@ -389,12 +324,13 @@ class Supervisor:
             self._log.error("admin_certificate_kept", problem=outcome)
 
     async def _shut_down(self) -> None:
-        """Accept nothing more, have the requests at hand finished, leave no process."""
+        """Unready first; then accept nothing more, have the requests at hand finished, leave no process."""
         self._stopping = True
         self._log.info("draining")
-        self._accept_when_possible()
-        for listener in self._listeners:
-            listener.sock.close()
+        if self._announced and not self._failure and self._config.proxy.drain_delay_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._impatient.wait(), self._config.proxy.drain_delay_s)
+        self._acceptor.stop()
         for child in (self._control, *(worker.child for worker in self._workers)):
             child.stop()
         for worker in self._workers:
@@ -421,6 +357,7 @@ class Supervisor:
                 healthy=worker.healthy,
                 alive=worker.alive,
                 connections=worker.connections,
+                authenticated=min(worker.connections, worker.known),
                 seq=worker.seq,
             )
             for worker in self._workers
