@@ -38,3 +38,11 @@ def connections_that_fit(config: Config) -> int:
     if hard - reserved < min(wanted, FEWEST_CONNECTIONS):
         raise OperatorError(f"a process may have {hard} files open, and {reserved} are needed beside connections: {ADVICE}")
     return min(wanted, hard - reserved)
+
+
+def lowered(config: Config) -> list[str]:
+    """A sentence when fewer than max_connections fit under the hard limit of this process. Raises OperatorError like the start."""
+    wanted, fit = config.proxy.max_connections, connections_that_fit(config)
+    if fit == wanted:
+        return []
+    return [f"proxy.max_connections = {wanted} is lowered to {fit} where this limit of open files holds: {ADVICE}"]
