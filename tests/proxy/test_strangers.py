@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import ssl
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.proxy.worker_process import running_worker
 from tests.raw import RawConnection, signed
 from tests.servers import wait_until
 from tests.setups import Setup
+from xksfast import messages
 
 FOR_EVER_MS = 600_000
 
@@ -83,6 +87,30 @@ class TestDescriptors:
             assert "open files" in event["next"]
         finally:
             assert process.stop() == 0
+
+    def test_a_connection_that_a_worker_has_no_number_for_costs_itself_only(self, opened: list[RawConnection]) -> None:
+        with running_worker() as worker:
+            worker.begin()
+            client, pid = worker.client(), worker.process.pid
+            with RawConnection(client.address) as kept:
+                kept.send(signed(client))
+                assert kept.answer() is not None
+                former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 2, former[1]))
+                opened += [RawConnection(client.address) for _ in range(10)]
+
+                def closed() -> int:
+                    return max(message.closed for message in tuple(worker.told) if isinstance(message, messages.Heartbeat))
+
+                wait_until(lambda: closed() >= 8, "the worker counts what it could not take")
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+                kept.send(signed(client))
+                answer = kept.answer()
+                assert answer is not None
+                assert answer.status == 200
+            assert client.call("health").status == 200, "new ones are served again"
+            client.close()
+            assert worker.process.poll() is None
 
     def test_a_limit_that_leaves_no_room_for_connections_is_refused_with_what_to_do(self, setup: Setup) -> None:
         process = setup.start(wrapper=("prlimit", "--nofile=64:64"), ready=False)

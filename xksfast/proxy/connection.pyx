@@ -153,7 +153,6 @@ cdef class Connection(AnswerSink):
 
     def evict(self):
         """Make room: for another connection, of which there are as many as may be, or at the gate."""
-        self.put_off = None
         if self.transport is not None:
             self.transport.abort()
 
