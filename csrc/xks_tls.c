@@ -2,6 +2,7 @@
 #include "xks_tls.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -11,10 +12,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define SUITES_1_3 "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 #define SUITES_1_2 "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
+#define GROUPS "X25519:P-256:P-384" /* at most 1 ms each; libssl's own list ends in ffdhe8192, which costs the server 120 */
 #define MAX_CLIENT_CHAIN_BYTES 32768
+#define FREE_KEY_UPDATES 16U          /* of a connection; the peer pays nothing for one, and we some 20 us */
+#define BYTES_PER_KEY_UPDATE 65536U   /* that are read for each further one: a long-lived peer may renew its keys */
 #define FIRST_OUTPUT_BYTES 4096
 #define LARGEST_OUTPUT_BYTES (4U * 1024U * 1024U)
 #define MAX_COMMON_NAME_BYTES 256
@@ -35,8 +40,27 @@ struct xks_tls {
     size_t output_len;
     size_t output_capacity;
     bool refused_client;
+    uint64_t key_updates; /* received */
+    uint64_t read_bytes;  /* of plaintext */
     char error[XKS_ERROR_TEXT_BYTES];
 };
+
+/* --- key updates */
+
+static void count_key_updates(int sent, int version, int content_type, const void *message, size_t len, SSL *ssl, void *unused)
+{
+    (void)version;
+    (void)unused;
+    if (sent == 0 && content_type == SSL3_RT_HANDSHAKE && len > 0 && *(const uint8_t *)message == SSL3_MT_KEY_UPDATE) {
+        xks_tls *tls = SSL_get_app_data(ssl);
+        tls->key_updates++;
+    }
+}
+
+static bool too_many_key_updates(const xks_tls *tls)
+{
+    return tls->key_updates > FREE_KEY_UPDATES + tls->read_bytes / BYTES_PER_KEY_UPDATE;
+}
 
 /* --- the BIO between libssl and our two buffers */
 
@@ -44,6 +68,9 @@ static int bio_read(BIO *bio, char *out, size_t len, size_t *read_len)
 {
     xks_tls *tls = BIO_get_data(bio);
     BIO_clear_retry_flags(bio);
+    if (too_many_key_updates(tls)) {
+        return 0; /* for good: libssl would take any number of them in one call */
+    }
     if (tls->input_len == 0) {
         BIO_set_retry_read(bio);
         return 0;
@@ -157,15 +184,15 @@ static xks_status config_error(char *error, const char *path, const char *what)
 static xks_status check_readable(const char *path, bool secret, char *error)
 {
     struct stat about;
-    FILE *file = fopen(path, "re");
-    if (file == NULL || fstat(fileno(file), &about) != 0 || !S_ISREG(about.st_mode)) {
-        snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: cannot be read: %s", path, file == NULL ? strerror(errno) : "not a regular file");
-        if (file != NULL) {
-            fclose(file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait */
+    if (fd < 0 || fstat(fd, &about) != 0 || !S_ISREG(about.st_mode)) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: cannot be read: %s", path, fd < 0 ? strerror(errno) : "not a regular file");
+        if (fd >= 0) {
+            close(fd);
         }
         return XKS_CONFIG;
     }
-    fclose(file);
+    close(fd);
     if (secret && (about.st_mode & 077) != 0) {
         snprintf(error, XKS_ERROR_TEXT_BYTES, "%s: holds a private key and is open to others (mode %04o): run chmod 600 %s", path,
                  (unsigned)(about.st_mode & 07777), path);
@@ -187,6 +214,39 @@ static int choose_alpn(SSL *ssl, const unsigned char **out, unsigned char *out_l
     return SSL_TLSEXT_ERR_NOACK;
 }
 
+/* libssl's own callback asks on the terminal, and the caller is an event loop. */
+static int note_that_a_passphrase_is_wanted(char *out, int capacity, int writing, void *wanted)
+{
+    (void)out;
+    (void)capacity;
+    (void)writing;
+    if (wanted != NULL) {
+        *(bool *)wanted = true;
+    }
+    return -1;
+}
+
+static xks_status load_private_key(xks_tls_context *context, const char *path, char *error)
+{
+    bool passphrase_wanted = false;
+    SSL_CTX_set_default_passwd_cb(context->ssl, note_that_a_passphrase_is_wanted);
+    SSL_CTX_set_default_passwd_cb_userdata(context->ssl, &passphrase_wanted);
+    bool loaded = SSL_CTX_use_PrivateKey_file(context->ssl, path, SSL_FILETYPE_PEM) == 1;
+    SSL_CTX_set_default_passwd_cb_userdata(context->ssl, NULL);
+    if (passphrase_wanted) {
+        ERR_clear_error();
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "%s: needs a passphrase, and nobody is there to type it: write it without one "
+                 "(umask 077; openssl pkey -in %s -out plain.key) and name that file",
+                 path, path);
+        return XKS_CONFIG;
+    }
+    if (!loaded || SSL_CTX_check_private_key(context->ssl) != 1) {
+        return config_error(error, path, "is not the private key of the certificate");
+    }
+    return XKS_OK;
+}
+
 static xks_status load_certificate(xks_tls_context *context, const xks_tls_config *config, char *error)
 {
     xks_status status = check_readable(config->certificate_file, false, error);
@@ -200,11 +260,7 @@ static xks_status load_certificate(xks_tls_context *context, const xks_tls_confi
     if (SSL_CTX_use_certificate_chain_file(context->ssl, config->certificate_file) != 1) {
         return config_error(error, config->certificate_file, "is not a PEM certificate chain");
     }
-    if (SSL_CTX_use_PrivateKey_file(context->ssl, config->private_key_file, SSL_FILETYPE_PEM) != 1 ||
-        SSL_CTX_check_private_key(context->ssl) != 1) {
-        return config_error(error, config->private_key_file, "is not the private key of the certificate");
-    }
-    return XKS_OK;
+    return load_private_key(context, config->private_key_file, error);
 }
 
 static xks_status require_client_certificate(xks_tls_context *context, const xks_tls_config *config, char *error)
@@ -233,13 +289,15 @@ static xks_status require_client_certificate(xks_tls_context *context, const xks
 
 static bool set_rules(SSL_CTX *ssl)
 {
-    SSL_CTX_set_options(ssl, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE);
+    SSL_CTX_set_options(ssl, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE |
+                                 SSL_OP_CLEANSE_PLAINTEXT);
+    SSL_CTX_set_msg_callback(ssl, count_key_updates);
     SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_mode(ssl, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_alpn_select_cb(ssl, choose_alpn, NULL);
     return SSL_CTX_set_min_proto_version(ssl, TLS1_2_VERSION) == 1 && SSL_CTX_set_ciphersuites(ssl, SUITES_1_3) == 1 &&
            SSL_CTX_set_cipher_list(ssl, SUITES_1_2) == 1 && SSL_CTX_set_num_tickets(ssl, 0) == 1 &&
-           SSL_CTX_set_max_early_data(ssl, 0) == 1;
+           SSL_CTX_set_max_early_data(ssl, 0) == 1 && SSL_CTX_set1_groups_list(ssl, GROUPS) == 1;
 }
 
 xks_status xks_tls_context_new(const xks_tls_config *config, xks_tls_context **out, char *error)
@@ -340,6 +398,11 @@ static xks_status explain(xks_tls *tls, int result)
         ERR_clear_error();
         return XKS_NOT_AUTHENTIC;
     }
+    if (too_many_key_updates(tls)) {
+        ERR_clear_error();
+        snprintf(tls->error, sizeof tls->error, "the peer sent more key updates than requests could need");
+        return XKS_BAD_INPUT;
+    }
     unsigned long code = ERR_peek_last_error();
     const char *reason = code != 0 ? ERR_reason_error_string(code) : NULL;
     snprintf(tls->error, sizeof tls->error, "%s", reason != NULL ? reason : "the peer broke the protocol");
@@ -364,7 +427,11 @@ xks_status xks_tls_read(xks_tls *tls, uint8_t *out, size_t capacity, size_t *out
     }
     ERR_clear_error();
     int result = SSL_read_ex(tls->ssl, out, capacity, out_len);
-    return result == 1 ? XKS_OK : explain(tls, result);
+    if (result != 1) {
+        return explain(tls, result);
+    }
+    tls->read_bytes += *out_len;
+    return XKS_OK;
 }
 
 xks_status xks_tls_write(xks_tls *tls, const uint8_t *data, size_t len)

@@ -9,6 +9,7 @@
  *          TLS_AES_256_GCM_SHA384, TLS_CHACHA20_POLY1305_SHA256 (1.3),
  *          ECDHE-RSA-AES256-GCM-SHA384, ECDHE-ECDSA-AES256-GCM-SHA384 (1.2). Nothing else is offered.
  *          No renegotiation, no compression, no session tickets or cache, no early data; ALPN answers http/1.1.
+ *          Groups X25519, P-256, P-384. A peer that floods us with key updates is a protocol error.
  */
 #ifndef XKS_TLS_H
 #define XKS_TLS_H
@@ -28,8 +29,8 @@ typedef struct xks_tls_config {
     const char *client_common_name; /* required with client_ca_file: the only subject CN accepted */
 } xks_tls_config;
 
-/* XKS_CONFIG with a text that names the file and what is wrong (unreadable, no certificate, key does not match, expired key
- * usage, permissions); error has XKS_ERROR_TEXT_BYTES. */
+/* XKS_CONFIG with a text that names the file and what is wrong (unreadable, no certificate, key does not match or needs a
+ * passphrase, expired key usage, permissions); error has XKS_ERROR_TEXT_BYTES. */
 XKS_MUST_CHECK xks_status xks_tls_context_new(const xks_tls_config *config, xks_tls_context **out, char *error);
 void xks_tls_context_free(xks_tls_context *context);
 

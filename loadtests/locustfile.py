@@ -416,11 +416,13 @@ class KmsUser(User):
         assert generator is not None
         path = generator.target.prefix + question.path
         headers = generator.signer.sign(path, question.body)
-        began = time.perf_counter()
+        resent, began = self.connection.resent, time.perf_counter()
         try:
             status, body = self.connection.post(path, question.body, headers)
         except (OSError, HttpParserError) as error:
             return time.perf_counter() - began, type(error).__name__, 0
+        finally:
+            generator.recorder.resent += self.connection.resent - resent
         service_s = time.perf_counter() - began
         try:
             generator.conversation.judge(question, status, body)

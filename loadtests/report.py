@@ -44,6 +44,7 @@ def conclude(
     files = write(directory, series, verdicts, conditions, result, reason, pictures)
     answered = series.total.requests - series.total.failures[UNANSWERED]
     print(table(verdicts, series.total))
+    print(f"{'sent again':26} {resent(series)}")
     print(f"{'CPU of the generator':26} {series.generator_cpu_s / max(1, answered) * 1e6:.0f} us a request")
     print(f"{'own lag of the generator':26} p99 {series.lag.quantile_ms(0.99):.2f} ms, wanted {series.busiest():.0%} of a CPU")
     said = result.text if result is Result.MET else result.text.upper()
@@ -79,6 +80,7 @@ def document(series: Series, verdicts: list[Verdict], conditions: Conditions) ->
         "total": summary(series.total),
         "operations": {name: summary(bucket) for name, bucket in sorted(series.operations.items())},
         "seconds": [{"second": second, **summary(bucket)} for second, bucket in sorted(series.seconds.items())],
+        "resent": series.resent,
         "generator_cpu_s": series.generator_cpu_s,
         "generator_lag": {name: series.lag.quantile_ms(share) for name, share in QUANTILES.items()},
         "generator_busy": series.busiest(),
@@ -86,6 +88,11 @@ def document(series: Series, verdicts: list[Verdict], conditions: Conditions) ->
         "shares": series.shares(),
         "samples": series.samples,
     }
+
+
+def resent(series: Series) -> str:
+    """How many requests had to be sent twice, in words."""
+    return f"{series.resent} requests, whose connection the server had closed without an answer"
 
 
 def summary(bucket: Bucket) -> dict[str, Any]:
@@ -118,6 +125,7 @@ def _page(
         "generator's lateness: no connection was free, or the generator itself was busy.</p>",
         *drawn,
         _failure_table(series.total),
+        f"<p>Sent again: {resent(series)}.</p>",
         "</html>",
     ]
     return "\n".join(parts) + "\n"

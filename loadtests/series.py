@@ -110,6 +110,7 @@ class Recorder:
             "cpu_s": self._cpu_s - cpu_s,
             "number": self._number,
             "busy": self._busy,
+            "resent": self.resent,
             "lag": self.lag.pairs(),
             "seconds": [[second, bucket.packed()] for second, bucket in self._seconds.items()],
             "operations": [[operation, bucket.packed()] for operation, bucket in self._operations.items()],
@@ -122,6 +123,7 @@ class Recorder:
         self._operations: defaultdict[str, Bucket] = defaultdict(Bucket)
         self.lag = Histogram()
         self._busy = [0.0, 0.0]
+        self.resent = 0  # requests that a closed connection left without an answer and that were sent again
 
 
 @dataclass
@@ -141,6 +143,7 @@ class Series:
         self.total = Bucket()
         self._oldest_open = 0
         self.generator_cpu_s = 0.0
+        self.resent = 0  # requests that were sent again, since the server had closed their connection
         self.lag = Histogram()  # of all generators together, in microseconds
         self.busy: dict[int, list[float]] = {}  # generator -> [seconds for which it wanted a CPU, of how many]
         self.marks: list[Mark] = []
@@ -149,6 +152,7 @@ class Series:
     def merge(self, drained: dict[str, Any]) -> None:
         """Add what a Recorder gave."""
         self.generator_cpu_s += drained["cpu_s"]
+        self.resent += drained["resent"]
         self.lag.add(drained["lag"])
         busy = self.busy.setdefault(drained["number"], [0.0, 0.0])
         for index, seconds in enumerate(drained["busy"]):

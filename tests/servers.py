@@ -42,9 +42,15 @@ started: list[Process] = []  # every server of this run, so that a failed test l
 
 
 class Process:
-    """A server process; output and log are files, so that nothing it prints is lost."""
+    """A server process; output and log are files, so that nothing it prints is lost. wrapper: a command that becomes it."""
 
-    def __init__(self, arguments: list[str], directory: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        directory: Path,
+        environment: dict[str, str] | None = None,
+        wrapper: tuple[str, ...] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.stdout_file = directory / "stdout"
         self.log_file = directory / "stderr"
@@ -52,7 +58,7 @@ class Process:
             former.unlink(missing_ok=True)
         with self.stdout_file.open("wb") as out, self.log_file.open("wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "xksfast", *arguments],
+                [*wrapper, sys.executable, "-m", "xksfast", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,

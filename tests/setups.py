@@ -100,10 +100,10 @@ class Setup:
         (self.directory / "xksfast.toml").write_text(toml(self.config))
         (self.directory / "stores.toml").write_text(toml(self.stores))
 
-    def start(self, environment: dict[str, str] | None = None, *, ready: bool = True) -> Process:
+    def start(self, environment: dict[str, str] | None = None, *, ready: bool = True, wrapper: tuple[str, ...] = ()) -> Process:
         """Write and start; with `ready` wait until requests are served."""
         self.write()
-        process = Process(["serve", "--config", str(self.directory / "xksfast.toml")], self.directory, environment)
+        process = Process(["serve", "--config", str(self.directory / "xksfast.toml")], self.directory, environment, wrapper)
         if ready:
 
             def look() -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import os
+import resource
 import socket
 import struct
 import threading
@@ -304,6 +306,44 @@ def test_broken_framing_closes_the_channel_and_tells_its_owner(data: bytes) -> N
         assert channel.closed
         assert inbox.messages == []
         assert len(reports) == 1
+        left.close()
+
+    run(body)
+
+
+def test_a_descriptor_that_finds_no_number_is_lost_to_its_own_message_only(files: list[int]) -> None:
+    async def body() -> None:
+        left, right = socket.socketpair()
+        inbox = Inbox()
+        channel = Channel(right, Notes, on_message=inbox.on_message, on_close=inbox.on_close)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for number in range(1, 4):
+            send_raw(left, frame(Note(number), has_fd=True), files[number])
+        send_raw(left, frame(Note(4)))
+        taken: list[int] = []
+        try:
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 4, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(files[0]))
+            os.close(taken.pop())
+            os.close(taken.pop())  # two numbers are free for three descriptors
+            await inbox.until(lambda: len(inbox.messages) == 4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+        send_raw(left, frame(Note(5), has_fd=True), files[5])
+        await inbox.until(lambda: len(inbox.messages) == 5)
+        assert [message.number for message, _ in inbox.messages] == [1, 2, 3, 4, 5]
+        got = [None if fd is None else os.pread(fd, 8, 0) for _, fd in inbox.messages]
+        assert got == [b"1", b"2", None, None, b"5"], "the fourth never had one"
+        for _, fd in inbox.messages:
+            if fd is not None:
+                os.close(fd)
+        assert inbox.closed == 0
+        channel.close()
         left.close()
 
     run(body)

@@ -105,6 +105,16 @@ def test_config_check_says_good_and_counts(config: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)) == (0, {"ok": True, "problems": []})
 
 
+def test_config_check_notes_connections_for_which_there_are_no_files(config: Path) -> None:
+    check = ["prlimit", "--nofile=512:512", sys.executable, "-m", "xksfast", "config", "check", str(config)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "note: proxy.max_connections = 1024 is lowered to 384" in done.stderr
+    assert "LimitNOFILE" in done.stderr
+    done = subprocess.run([*check, "--json"], capture_output=True, text=True, check=False)
+    assert len(json.loads(done.stdout)["notes"]) == 1
+
+
 def test_config_check_says_all_that_is_wrong_each_on_a_line(config: Path) -> None:
     config.write_text(CONFIG.replace("listen", "workerz = 1\ndeadline_ms = 5\nlisten"))
     expected = [

@@ -7,7 +7,7 @@ Transport: a connected AF_UNIX SOCK_STREAM socket. The descriptor travels by SCM
 
 What must not live here: what a message means. A newcomer's trap: the kernel may hand a descriptor over together with bytes of
 *earlier* frames, so a descriptor cannot be matched with the read it came with; the header bit says which frame owns it, and
-descriptors keep their order.
+descriptors keep their order. One that this process has no number for is lost to its frame alone, which then comes without.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ READS_PER_WAKE = 8  # then the loop gets its turn
 MAX_DESCRIPTORS_PER_READ = 16
 CONGESTED_BYTES = 1024 * 1024
 RETRY_AFTER_S = 0.05
+NO_DESCRIPTOR = "a file descriptor could not be received: raise the limit of open files (ulimit -n)"
 
 _HEADER = struct.Struct(">I")
 _HAS_DESCRIPTOR = 0x8000_0000
@@ -42,8 +43,8 @@ class Channel:
 
     sock: a connected AF_UNIX stream socket; the channel owns it from now on.
     decode: the union of message types that the peer sends.
-    on_message(message, fd): the receiver owns fd. on_close(): the peer is gone, called once and after its last message; not
-    called after close().
+    on_message(message, fd): the receiver owns fd, which is None also when it was lost. on_close(): the peer is gone, called once and
+    after its last message; not called after close().
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Channel:
         self._closed = False
         self._write_failed = False
         self._received = bytearray()
-        self._descriptors: deque[int] = deque()  # received, not yet given away
+        self._descriptors: deque[int | None] = deque()  # received, not yet given away; None: lost
         self._out: deque[tuple[memoryview, int | None]] = deque()  # the descriptors in it are our own copies
         self._writing = False
         self._emptied: asyncio.Event = asyncio.Event()
@@ -123,7 +124,9 @@ class Channel:
         self._loop.remove_reader(self._sock.fileno())
         self._discard_output()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            fd = self._descriptors.popleft()
+            if fd is not None:
+                os.close(fd)
         self._received.clear()
         self._sock.close()
 
@@ -199,14 +202,17 @@ class Channel:
             except OSError:
                 self._peer_gone()
                 return
+            lost = bool(flags & socket.MSG_CTRUNC)
             for level, kind, packed in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     descriptors = array.array("i")
                     descriptors.frombytes(packed[: len(packed) - len(packed) % descriptors.itemsize])
                     self._descriptors.extend(descriptors)
-            if flags & socket.MSG_CTRUNC:  # a descriptor was lost (no free number): later ones would go to wrong frames
-                self._fail("a file descriptor could not be received: raise the limit of open files (ulimit -n)")
-                return
+                    if lost and descriptors:  # of several in one message, and which is not said: later ones would go astray
+                        self._fail(NO_DESCRIPTOR)
+                        return
+            if lost:  # no free number; a sender gives each frame's descriptor a message of its own, so it was this one
+                self._descriptors.append(None)
             if not data:
                 self._peer_gone()
                 return

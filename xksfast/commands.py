@@ -99,12 +99,15 @@ def status(
 @config_app.command("check")
 def config_check(file: Annotated[Path, typer.Argument(help="The configuration file.")], json: Json = False) -> None:
     """Check a configuration file and the state that it names, without starting anything."""
+    from xksfast.proxy.descriptors import lowered
     from xksfast.proxy.start_checks import start_problems
     from xksfast.state.store_file import StoreFile, load_store_file
 
     problems: list[str] = []
+    notes: list[str] = []
     try:
         config = load_config(file)
+        notes += lowered(config)
         missing = missing_files(config, str(file)).found
         absent = {problem.key for problem in missing}
         missing += [problem for problem in start_problems(config, str(file)).found if problem.key not in absent]
@@ -118,12 +121,14 @@ def config_check(file: Annotated[Path, typer.Argument(help="The configuration fi
     except OperatorError as error:
         problems += str(error).splitlines()
     if json:
-        print(orjson.dumps({"ok": not problems, "problems": problems}).decode())
+        print(orjson.dumps({"ok": not problems, "problems": problems, **({"notes": notes} if notes else {})}).decode())
     elif problems:
         raise OperatorError("\n".join(dict.fromkeys(problems)))
     else:
         keys = sum(len(store.keys) for store in document.key_stores.values())
         print(f"{file}: good; {len(config.partitions)} partitions, {len(document.key_stores)} key stores, {keys} keys")
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
     raise typer.Exit(2 if problems else 0)
 
 

@@ -59,9 +59,10 @@ class ProxyHealth(Table, frozen=True):
 class Proxy(Table, frozen=True):
     """[proxy]. listen: with TLS when `tls` is set; plaintext_listen: never with TLS, for a listener beside the TLS one.
 
-    workers: processes, 0 = one per core. deadline_ms: from a request's first byte to its answer; KMS gives up at 250.
-    max_connections: over all workers; beyond it new ones wait in the kernel's queue. max_queued: jobs waiting per worker.
-    header_timeout_ms, request_timeout_ms: from a request's first byte. log_requests: a log line for successes too.
+    workers: processes, 0 = one per core. deadline_ms: from a request's first byte to its answer; KMS gives up at 250. max_queued: jobs
+    waiting per worker. max_connections: over all workers; beyond it one without an accepted signature makes room, or new ones wait.
+    header_timeout_ms, request_timeout_ms: from a request's first byte; the former is also the idle time-out before a signature was
+    accepted. drain_delay_s: from SIGTERM, when /ping turns 503, to the end of accepting. log_requests: a log line for successes too.
     """
 
     listen: tuple[str, ...] = ("127.0.0.1:8443",)
@@ -75,6 +76,7 @@ class Proxy(Table, frozen=True):
     request_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 10_000
     handshake_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = 3000
     idle_timeout_s: Annotated[int, Meta(ge=1, le=86_400)] = 400
+    drain_delay_s: Annotated[int, Meta(ge=0, le=3600)] = 0
     drain_timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 10
     log_requests: bool = False
     tls: ProxyTls | None = None
@@ -253,8 +255,7 @@ def parse_address(text: str) -> Address:
 def load_config(path: str | os.PathLike[str]) -> Config:
     """Read, check and resolve a configuration file. RefusedFile lists all that is wrong with it."""
     problems = Problems(os.fspath(path))
-    table = read_toml(path)
-    config = to_struct(Config, table, "", problems)
+    config = to_struct(Config, read_toml(path), "", problems)
     assert config is not None  # every table of a Config has a default
     _check_proxy(config.proxy, problems)
     if config.admin is not None:
@@ -366,9 +367,8 @@ def _check_state(state: State, problems: Problems) -> None:
 def _check_master_key(config: Config, problems: Problems) -> None:
     state, given = config.state, config.state.master_key_options
     if len(given) > 1:
-        names = " and ".join(given)
         both = "both " if len(given) == 2 else ""
-        problems.add("state", f"{names} are {both}set: keep the one that holds the master key")
+        problems.add("state", f"{' and '.join(given)} are {both}set: keep the one that holds the master key")
     name = state.master_key_credential
     if name and not _CREDENTIAL.fullmatch(name):
         problems.add(

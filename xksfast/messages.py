@@ -36,9 +36,13 @@ class ControlLink(Message):
 
 
 class Accept(Message):
-    """Serve this connection. fd: the connected socket. tls: it came in on a TLS listener."""
+    """Serve this connection. fd: the connected socket. tls: it came in on a TLS listener.
+
+    make_room: end the oldest connection without an accepted signature for it.
+    """
 
     tls: bool
+    make_room: bool = False
 
 
 class ReloadCertificates(Message):
@@ -82,11 +86,15 @@ class WorkerRefused(Message):
 
 
 class Heartbeat(Message):
-    """Once a second and whenever a connection closes: `closed` since the start, `healthy`: this worker can serve its keys."""
+    """Once a second and whenever a connection closes: `closed` since the start, `healthy`: this worker can serve its keys.
+
+    known: open connections on which a signature was accepted.
+    """
 
     closed: int
     healthy: bool
     seq: int = 0
+    known: int = 0
 
 
 class RequestCount(Part):

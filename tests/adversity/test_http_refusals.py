@@ -14,6 +14,7 @@ import pytest
 from tests.adversity.http_cases import CASES, Case
 from tests.client import Client
 from tests.fix_proxy import RunningProxy
+from tests.raw import RawConnection, signed
 from tests.setups import Setup
 
 requirement = pytest.mark.requirement
@@ -64,13 +65,6 @@ class Raw:
             return False
         self._rest += data
         return bool(data)
-
-
-def signed(client: Client, operation: str = "health", document: object = None, **more: str) -> bytes:
-    """A whole signed request as bytes."""
-    path, body = client.path(operation), json.dumps(document or client.valid(operation)).encode()
-    headers = client.target.sign(path, body) | {"Content-Length": str(len(body))} | more
-    return (f"POST {path} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n").encode() + body
 
 
 @requirement(103)
@@ -192,6 +186,44 @@ def test_expect_100_continue_is_not_invited_where_the_request_is_refused(proxy: 
         assert answer[0] == 413
 
 
+@pytest.mark.parametrize(("path", "status"), [("/one/two", 404), ("{p}", 405)])
+def test_head_is_answered_without_a_body_on_a_connection_that_ends(
+    proxy: RunningProxy, local_client: Client, path: str, status: int
+) -> None:
+    path = path.replace("{p}", local_client.path("health"))
+    with RawConnection(proxy.address) as connection:
+        connection.send(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() + signed(local_client))
+        answer = connection.answer(of_head=True)
+        assert answer is not None
+        assert answer.status == status
+        assert answer.closes
+        assert int(answer.headers["content-length"]) > 0, "of the body that another method would get"
+        assert connection.answer() is None, "nothing follows: no body, no further answer"
+
+
+def test_a_broken_head_request_gets_no_body_either(proxy: RunningProxy) -> None:
+    with RawConnection(proxy.address) as connection:
+        connection.send(b"HEAD / HTTP/1.1\r\nContent-Length: 1, 2\r\n\r\n")
+        answer = connection.answer(of_head=True)
+        assert answer is not None
+        assert answer.status == 400
+        assert connection.answer() is None
+
+
+@pytest.mark.parametrize(("path", "status"), [("/one/two", 404), ("{p}", 405)])
+def test_who_expects_100_continue_and_is_refused_is_told_at_once(
+    proxy: RunningProxy, local_client: Client, path: str, status: int
+) -> None:
+    path, method = path.replace("{p}", local_client.path("health")), "POST" if status == 404 else "PUT"
+    with RawConnection(proxy.address) as connection:
+        connection.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 70\r\n\r\n".encode())
+        answer = connection.answer()
+        assert answer is not None
+        assert answer.status == status
+        assert answer.closes
+        assert connection.answer() is None
+
+
 def test_connection_close_is_honoured(proxy: RunningProxy, local_client: Client) -> None:
     with Raw(proxy.address) as connection:
         connection.send(signed(local_client, Connection="close"))
@@ -240,9 +272,10 @@ class TestSlowClients:
     def test_three_hundred_slow_connections_do_not_keep_others_out(self, setup: Setup) -> None:
         with setup.running():
             client = setup.client()
-            slow = [Raw(client.address, 10) for _ in range(299)]
-            for connection in slow:
-                connection.send(b"POST /one/kms/xks/v1/health HTTP/1.1\r\nHo")
+            slow = []
+            for _ in range(299):  # each begins at once: a silent one is let go without an answer
+                slow.append(Raw(client.address, 10))
+                slow[-1].send(b"POST /one/kms/xks/v1/health HTTP/1.1\r\nHo")
             assert client.call("health").status == 200
             for connection in slow:
                 answer = connection.answer()

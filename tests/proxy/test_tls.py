@@ -163,6 +163,41 @@ def test_a_private_key_that_others_can_read_is_refused(setup: Setup) -> None:
     assert "chmod 600" in process.log_file.read_text()
 
 
+def test_a_private_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(setup: Setup) -> None:
+    key = setup.directory / "server.key"
+    subprocess.run(
+        ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:locked", "-out", str(key) + "2"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    Path(str(key) + "2").rename(key)
+    key.chmod(0o600)
+    process = setup.start(ready=False)
+    assert process.popen.wait(20) == 2
+    text = process.log_file.read_text()
+    assert "server.key: needs a passphrase" in text
+    assert "Enter PEM" not in text
+
+
+def s_client(setup: Setup, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{setup.tls_port}", "-brief", *arguments]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=False, timeout=20)
+
+
+@pytest.mark.parametrize("groups", ["X25519", "P-256", "P-384"])
+def test_a_client_with_a_fast_group_is_served(setup: Setup, server: Process, groups: str) -> None:
+    done = s_client(setup, "-groups", groups)
+    assert done.returncode == 0, done.stderr
+    assert "CONNECTION ESTABLISHED" in done.stderr
+
+
+@pytest.mark.parametrize("groups", ["ffdhe8192", "ffdhe2048", "P-521"])
+def test_a_client_that_has_slow_groups_only_is_refused(setup: Setup, server: Process, groups: str) -> None:
+    done = s_client(setup, "-groups", groups)
+    assert done.returncode != 0
+    assert "handshake failure" in done.stderr
+    wait_until(lambda: server.events("tls_handshake_refused"), "logged")
+
+
 def test_garbage_instead_of_a_handshake_ends_the_connection(setup: Setup, server: Process) -> None:
     with socket.create_connection(("127.0.0.1", setup.tls_port), timeout=5) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)

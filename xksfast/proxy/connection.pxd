@@ -25,6 +25,7 @@ cdef class Connection(AnswerSink):
     cdef uint64_t first_byte_ns     # of the request being read, or of the last one read
     cdef uint64_t since_ns          # set by the sweeper: when it first saw the state that it is timing; 0: none yet
     cdef bint handshaking
+    cdef bint known                 # a signature on this connection was accepted; else it is a stranger's
     cdef bint closing               # the last answer is sent; what still comes in is thrown away
     cdef bint feeding               # inside feed_data: answers wait for its end
     cdef bytes request_start        # bytes being fed that begin with the request being read; None: it began elsewhere
@@ -46,7 +47,8 @@ cdef class Connection(AnswerSink):
     cdef bint write_paused
     cdef bint read_paused
     cdef bint stop_parsing          # a refusal ended the stream of requests
-    cdef bint draining
+    cdef bint draining              # go on reading, but close after an answer that nothing follows, or after a moment of silence
+    cdef bint bodiless              # the last answer is one to HEAD
     cdef bint peer_done             # the peer sent FIN
     # --- TLS
     cdef xks_tls *tls
@@ -55,7 +57,8 @@ cdef class Connection(AnswerSink):
 
     cdef _feed(self, bytes data)
     cdef _check_head(self)
-    cdef bint _is_plain_post(self)
+    cdef bint _bytes_wait(self)
+    cdef bint _has_no_followers(self)
     cdef _send_interim(self)
     cdef void _received(self, bytes data)
     cdef void _tls_received(self, bytes data)

@@ -9,12 +9,14 @@ out of the parser, and what was parsed before it is still answered first.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from xksfast.native.api cimport XKS_CLOSED, XKS_OK, XKS_WANT_MORE, xks_api, xks_header, xks_status, xks_tls_context
 from xksfast.proxy.exchange cimport Exchange
 from xksfast.proxy.pipeline cimport Pipeline, Request
-from xksfast.wire.http_rules cimport note_header
+from xksfast.wire.http_refusals cimport framing_refusal, http_refusal
+from xksfast.wire.http_rules cimport is_plain_post, note_header
+from xksfast.wire.responses cimport last_response
 from xksfast.wire.routes cimport NO_OPERATION, parse_route
 
 from collections import deque
@@ -33,16 +35,14 @@ cdef size_t MAX_HEAD = limits.MAX_HEADER_BYTES
 cdef int MAX_HEADERS = limits.MAX_HEADERS
 cdef size_t MAX_PIPELINED = limits.MAX_PIPELINED
 cdef uint64_t CLOSING_NS = 1000000000  # how long a closing connection may go on sending before it is cut
+cdef uint64_t DRAIN_QUIET_NS = 200000000  # seen by two sweeps in a row: 250 to 500 ms without a byte
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    unsigned long FIONREAD
 
 class _Refused(Exception):
     """Raised out of the parser's callbacks to end parsing; the XksError stands in Connection.refusal."""
-
-
-cdef _http_error(status, message):
-    """A refusal of HTTP itself, which the XKS API has no name for."""
-    if status in (405, 413, 501, 505):
-        return XksError(XksErrorName.UNSUPPORTED_OPERATION, message, http_status=status)
-    return XksError(XksErrorName.VALIDATION, message, http_status=status)
 
 
 cdef class Connection(AnswerSink):
@@ -76,7 +76,8 @@ cdef class Connection(AnswerSink):
     def connection_made(self, transport):
         self.transport = transport
         self.since_ns = API.monotonic_ns()
-        self.settings.connections.add(self)
+        self.draining = self.settings.draining
+        self.settings.opened(self)
 
     def connection_lost(self, error):
         cdef Exchange exchange
@@ -84,7 +85,7 @@ cdef class Connection(AnswerSink):
             exchange.sink = None
         self.owed.clear()
         self.stop_parsing = True
-        self.settings.connections.discard(self)
+        self.settings.lost(self)
         if self.put_off is not None:
             self.settings.gate.forget(self)
             self.put_off = None
@@ -115,37 +116,45 @@ cdef class Connection(AnswerSink):
 
     def check_time(self, uint64_t now):
         """Called by the sweeper a few times a second: end what has taken too long."""
+        cdef uint64_t limit
         settings = self.settings
         if self.transport is None:
             return
-        if self.reading == HEAD and not self.closing:
-            if now > self.first_byte_ns + <uint64_t>settings.header_timeout_ns:
-                self._refuse_stream(_http_error(408, "The headers of the request did not arrive in time"))
-            return
-        if self.reading == BODY and not self.closing:
-            if now > self.first_byte_ns + <uint64_t>settings.request_timeout_ns:
-                self._refuse_stream(_http_error(408, "The body of the request did not arrive in time"))
+        if self.reading != NOTHING and not self.closing:
+            limit = settings.header_timeout_ns if self.reading == HEAD else settings.request_timeout_ns
+            if now > self.first_byte_ns + limit:
+                part = "headers" if self.reading == HEAD else "body"
+                self._refuse_stream(http_refusal(408, f"The {part} of the request did not arrive in time"))
             return
         if self.since_ns == 0:
             self.since_ns = now
         if self.closing:
-            if now > self.since_ns + CLOSING_NS:
-                self.transport.abort()
+            limit = CLOSING_NS
+        elif self.draining and not self.write_paused and self.put_off is None:
+            limit = DRAIN_QUIET_NS
         elif self.handshaking:
-            if now > self.since_ns + <uint64_t>settings.handshake_timeout_ns:
-                self.transport.abort()
+            limit = settings.handshake_timeout_ns
         elif self.write_paused:
-            if now > self.since_ns + <uint64_t>settings.request_timeout_ns:
-                self.transport.abort()  # answers are ready, and the peer does not read them
-        elif not self.owed:
-            if now > self.since_ns + <uint64_t>settings.idle_timeout_ns:
-                self._close_gently()
+            limit = settings.request_timeout_ns  # answers are ready, and the peer does not read them
+        else:
+            limit = settings.idle_timeout_ns if self.known else settings.header_timeout_ns
+        if now <= self.since_ns + limit:
+            return
+        if self.closing or self.write_paused or (self.handshaking and not self.draining):
+            self.transport.abort()
+        elif not self.owed and not (self.draining and self._bytes_wait()):
+            self._close_gently()
 
     def drain(self):
-        """Answer what is owed, take nothing new, close."""
+        """Go on reading and answering; close after an answer that no request follows, or after a moment without a byte."""
         self.draining = True
-        if self.reading == NOTHING and not self.owed:
-            self._close_gently()
+        if not self.closing:
+            self.since_ns = 0
+
+    def evict(self):
+        """Make room: for another connection, of which there are as many as may be, or at the gate."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def resume_handshake(self):
         """The gate's turn for this connection has come."""
@@ -153,17 +162,13 @@ cdef class Connection(AnswerSink):
         self.put_off = None
         if self.transport is not None and data is not None:
             self._regulate_reading()
-            self._tls_received(data)
-
-    def refuse_handshake(self):
-        """The gate has more connections waiting than it keeps."""
-        self.put_off = None
-        if self.transport is not None:
-            self.transport.abort()
+            self._received(data)
 
     # --- bytes in
 
     cdef void _received(self, bytes data):
+        if self.draining and not self.closing:
+            self.since_ns = 0
         try:
             if self.tls != NULL:
                 self._tls_received(data)
@@ -234,25 +239,22 @@ cdef class Connection(AnswerSink):
         if self.stop_parsing:
             return
         if self.reading == NOTHING:
-            self.reading = HEAD
-            self.first_byte_ns = API.monotonic_ns()
-            self.since_ns = 0
             self.request_start = data
-        if self.reading == HEAD:
+        if self.reading != BODY:
             self.bytes_in_head += <size_t>PyBytes_GET_SIZE(data)
         self.feeding = True
         try:
             self.parser.feed_data(data)
             if self.reading == HEAD and self.bytes_in_head > MAX_HEAD:
-                self._refuse_stream(_http_error(431, f"Request line and headers must fit into {MAX_HEAD} bytes"))
+                self._refuse_stream(http_refusal(431, f"Request line and headers must fit into {MAX_HEAD} bytes"))
         except httptools.HttpParserCallbackError:
             if self.refusal is None and not self.stop_parsing:
                 raise
             self._refuse_stream(self.refusal)
         except httptools.HttpParserUpgrade:
-            self._refuse_stream(_http_error(400, "Upgrade is not supported"))
+            self._refuse_stream(http_refusal(400, "Upgrade is not supported"))
         except httptools.HttpParserError:
-            self._refuse_stream(_http_error(400, "The request is not well-formed HTTP/1.1"))
+            self._refuse_stream(http_refusal(400, "The request is not well-formed HTTP/1.1"))
         finally:
             self.feeding = False
             self.request_start = None
@@ -302,9 +304,9 @@ cdef class Connection(AnswerSink):
     # --- one request
 
     cdef void _start_request(self):
-        if self.reading == NOTHING:  # it came in one piece with the request before it
-            self.reading = HEAD
-            self.first_byte_ns = API.monotonic_ns()
+        self.reading = HEAD  # from the method's first byte: an empty line before it begins nothing
+        self.first_byte_ns = API.monotonic_ns()
+        self.since_ns = 0
         self.path = self.body = self.body_parts = None
         self.body_len = 0
         self.header_bytes.clear()
@@ -315,20 +317,11 @@ cdef class Connection(AnswerSink):
         """All that can be refused before the body: order as in practice.md rule 4, but broken framing first of all."""
         cdef const char *path = PyBytes_AS_STRING(self.path)
         cdef size_t path_len = <size_t>PyBytes_GET_SIZE(self.path)
-        cdef bint plain_post = self._is_plain_post()
-        fatal = None
-        if self.framing.header_bytes + <Py_ssize_t>path_len > <Py_ssize_t>MAX_HEAD:
-            fatal = _http_error(431, f"Request line and headers must fit into {MAX_HEAD} bytes")
-        elif self.framing.headers > MAX_HEADERS:
-            fatal = _http_error(431, f"At most {MAX_HEADERS} headers")
-        elif not plain_post and self.parser.get_http_version() != "1.1":
-            fatal = _http_error(505, "HTTP/1.1 only")
-        elif self.framing.broken:
-            fatal = _http_error(400, self.framing.rule.decode("ascii"))
-        elif self.framing.hosts == 0:
-            fatal = _http_error(400, "Host is required")
-        if fatal is not None:
-            self.refusal = fatal
+        cdef bint plain_post = is_plain_post(self.request_start, self.path)
+        cdef bint post = plain_post or self.parser.get_method() == b"POST"
+        self.request_start = None
+        self.refusal = framing_refusal(&self.framing, path_len, None if plain_post else self.parser.get_http_version())
+        if self.refusal is not None:
             raise _Refused
 
         self.route = parse_route(path, path_len)
@@ -337,33 +330,21 @@ cdef class Connection(AnswerSink):
             self.store = self.pipeline.find_store(path[: self.route.prefix_len])
         if self.store is None:
             self.refusal = XksError(XksErrorName.INVALID_URI_PATH, "No key store at this path")
-        elif not plain_post and self.parser.get_method() != b"POST":
-            self.refusal = _http_error(405, "The XKS API is POST only")
+        elif not post:
+            self.refusal = http_refusal(405, "The XKS API is POST only")
         elif self.framing.content_lengths == 0:
-            self.refusal = _http_error(411, "Content-Length is required")
+            self.refusal = http_refusal(411, "Content-Length is required")
             raise _Refused
-        if self.refusal is not None and self.parser.get_method() == b"CONNECT":
-            raise _Refused  # llhttp takes what follows for another protocol
+        # What follows another method may be no request (CONNECT), and an intermediary may see the answer's end elsewhere (HEAD).
+        # Who asks whether to send the body waits for this answer and may send none after it.
+        if self.refusal is not None and (not post or self.framing.expects_continue):
+            raise _Refused
         if self.framing.content_length > <long long>MAX_BODY:
             if self.refusal is None:
-                self.refusal = _http_error(413, f"The body must not be longer than {MAX_BODY} bytes")
+                self.refusal = http_refusal(413, f"The body must not be longer than {MAX_BODY} bytes")
             raise _Refused
-        if self.framing.expects_continue and self.refusal is None:
+        if self.framing.expects_continue:
             self._send_interim()
-
-    cdef bint _is_plain_post(self):
-        """Whether the request line, as it stands in the bytes being fed, is POST with HTTP/1.1: asking the parser costs 0.4 us more."""
-        cdef bytes start = self.request_start
-        cdef Py_ssize_t path_len = PyBytes_GET_SIZE(self.path)
-        self.request_start = None
-        if start is None or PyBytes_GET_SIZE(start) < path_len + 16:
-            return False
-        cdef const char *text = PyBytes_AS_STRING(start)
-        return (
-            memcmp(text, b"POST ", 5) == 0
-            and memcmp(text + 5, PyBytes_AS_STRING(self.path), <size_t>path_len) == 0
-            and memcmp(text + 5 + path_len, b" HTTP/1.1\r\n", 11) == 0
-        )
 
     cdef _send_interim(self):
         """100 Continue, behind the answers that are owed already."""
@@ -381,7 +362,7 @@ cdef class Connection(AnswerSink):
         exchange.changes = self.changes
         exchange.store = self.store
         exchange.operation = self.route.operation
-        exchange.close_after = self.draining or not self.parser.should_keep_alive()
+        exchange.close_after = not self.parser.should_keep_alive()
         self.owed.append(exchange)
         if self.refusal is not None:
             self.pipeline.refuse(exchange, self.refusal)
@@ -401,6 +382,9 @@ cdef class Connection(AnswerSink):
             request.key_start = self.route.key_start
             request.key_len = self.route.key_len
             self.pipeline.serve(exchange, &request, body)
+            if not self.known and exchange.credential is not None:
+                self.known = True
+                self.settings.recognised(self)
         if exchange.close_after:
             self.stop_parsing = True
         self.reading = NOTHING
@@ -414,9 +398,10 @@ cdef class Connection(AnswerSink):
         if self.stop_parsing:
             return
         self.stop_parsing = True
+        self.bodiless = self.reading != NOTHING and self.parser.get_method() == b"HEAD"
         exchange = Exchange.__new__(Exchange)
         exchange.sink = self
-        exchange.first_byte_ns = self.first_byte_ns or API.monotonic_ns()
+        exchange.first_byte_ns = self.first_byte_ns if self.reading != NOTHING else API.monotonic_ns()
         exchange.store = self.store
         exchange.close_after = True
         self.reading = NOTHING
@@ -443,14 +428,25 @@ cdef class Connection(AnswerSink):
             self.owed.popleft()
             if exchange.granted and exchange.changes != self.pipeline.table.changes:
                 self.pipeline.look_again(exchange)
-            self._send(exchange.response)
+            last = exchange.close_after or self._has_no_followers()
+            self._send(last_response(exchange.response, self.bodiless) if last else exchange.response)
             exchange.response = None
             exchange.sink = None
-            last = exchange.close_after
-        if last or (not self.owed and self.reading == NOTHING and (self.draining or self.peer_done)):
+        if last:
             self._close_gently()
         elif self.read_paused:
             self._regulate_reading()
+
+    cdef bint _has_no_followers(self):
+        """Whether the answer being sent is the last one, because we or the peer are at an end."""
+        if not (self.draining or self.peer_done) or self.owed or self.reading != NOTHING:
+            return False
+        return self.peer_done or not self._bytes_wait()
+
+    cdef bint _bytes_wait(self):
+        """Whether the kernel holds bytes of the peer that were not read: a request that has arrived is not lost."""
+        cdef int waiting = 0
+        return ioctl(self.transport.get_extra_info("socket").fileno(), FIONREAD, &waiting) == 0 and waiting > 0
 
     cdef void _send(self, bytes data):
         if self.tls == NULL:

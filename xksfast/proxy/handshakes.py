@@ -23,7 +23,7 @@ class WaitingHandshake(Protocol):
     """A connection whose handshake is put off."""
 
     def resume_handshake(self) -> None: ...
-    def refuse_handshake(self) -> None: ...
+    def evict(self) -> None: ...
 
 
 class HandshakeGate:
@@ -53,10 +53,10 @@ class HandshakeGate:
         self._budget_ns -= ns
 
     def wait(self, connection: WaitingHandshake) -> None:
-        """Put a connection off. Its resume_handshake() is called when there is budget; over the bound the oldest is refused."""
+        """Put a connection off. Its resume_handshake() is called when there is budget; over the bound the oldest is evicted."""
         self._waiting.append(connection)
         if len(self._waiting) > MAX_WAITING:
-            self._waiting.pop(0).refuse_handshake()
+            self._waiting.pop(0).evict()
         if self._timer is None:
             self._timer = self._loop.call_later(TICK_S, self._tick)
 
@@ -74,7 +74,9 @@ class HandshakeGate:
         """Resume the newest while there is budget, but never for longer than one tick's share, so that requests get through."""
         self._timer = None
         began = monotonic_ns()
-        while self._waiting and self.admit() and monotonic_ns() - began < TICK_S * 1e9 * self._share:
-            self._waiting.pop().resume_handshake()
-        if self._waiting:
-            self._timer = self._loop.call_later(TICK_S, self._tick)
+        try:
+            while self._waiting and self.admit() and monotonic_ns() - began < TICK_S * 1e9 * self._share:
+                self._waiting.pop().resume_handshake()
+        finally:  # one that fails must not leave the others waiting
+            if self._waiting and self._timer is None:
+                self._timer = self._loop.call_later(TICK_S, self._tick)

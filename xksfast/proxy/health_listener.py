@@ -46,6 +46,7 @@ class WorkerHealth:
     healthy: bool
     alive: bool
     connections: int
+    authenticated: int  # of these, with an accepted signature
     seq: int
     refused: bool = False  # it has said why it does not work, and is tried again or waits for a person
     problem: str = ""

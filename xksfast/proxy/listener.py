@@ -12,6 +12,14 @@ from xksfast.errors import OperatorError
 
 BACKLOG = 1024
 
+# A peer that is gone without a word is noticed within two minutes, long before an idle time-out for peers that are there.
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+
 _ADVICE = {
     errno.EADDRINUSE: "another program listens there: stop it (ss -ltnp shows which), or choose another port",
     errno.EACCES: "ports below 1024 need the right to bind them (CAP_NET_BIND_SERVICE): grant it, or choose a higher port",
@@ -44,6 +52,8 @@ def bind(text: str) -> socket.socket:
     host = "127.0.0.1" if host == "localhost" else host
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for level, option, value in _KEEPALIVE:  # accepted sockets inherit it
+        sock.setsockopt(level, option, value)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:

@@ -47,6 +47,7 @@ class Pages:
                 healthy=worker.healthy,
                 alive=worker.alive,
                 connections=worker.connections,
+                authenticated=min(worker.connections, worker.known),
                 seq=worker.seq,
                 refused=self._troubles.has_refused(worker.child.name),
                 problem=self._troubles.why(worker.child.name),

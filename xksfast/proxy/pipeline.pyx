@@ -469,7 +469,7 @@ cdef class Pipeline:
         """Answer with an error: an XksError as it is, anything else as InternalException with the cause in the log."""
         if not isinstance(error, XksError):
             error = XksError(XksErrorName.INTERNAL, "The proxy failed", cause=f"{type(error).__name__}")
-        exchange.response = error_response(error, exchange.close_after)
+        exchange.response = error_response(error)
         exchange.answered = True
         exchange.granted = False
         self.metrics.refused(exchange.operation, error.name.error_name, API.monotonic_ns() - exchange.first_byte_ns)

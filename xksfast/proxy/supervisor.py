@@ -5,16 +5,12 @@ Its life: bind -> control -> workers, one after the other -> ready when all serv
 PIN is tried once and not once a worker, and because SoftHSM 2.6 shows processes that start together no token, or one without a
 PIN; where there are no tokens, all others after the first at once. A child that dies or refuses to work is started again while the
 others go on; only one whose token refused the PIN waits for a person, since a token locks after a few wrong PINs.
-
-Why it accepts itself: KMS keeps a handful of long-lived connections, and SO_REUSEPORT hashes those unevenly for as long as they
-live. Here every connection goes, as a descriptor, to the worker with the fewest, so 8 over 2 workers end 4 : 4, and it costs
-nothing a request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import signal
 import socket
 import sys
@@ -29,9 +25,11 @@ from xksfast import messages
 from xksfast.config import Config, load_config
 from xksfast.errors import OperatorError
 from xksfast.log import Log, finish
+from xksfast.proxy.acceptor import Acceptor
 from xksfast.proxy.bound import Bound, bind_all
 from xksfast.proxy.child import Child
 from xksfast.proxy.closed_door import ClosedDoor
+from xksfast.proxy.descriptors import ADVICE, connections_that_fit, raise_limit
 from xksfast.proxy.health_listener import HealthListener
 from xksfast.proxy.listener import Listener
 from xksfast.proxy.pages import Pages
@@ -42,8 +40,6 @@ from xksfast.proxy.troubles import Troubles
 from xksfast.proxy.watchdog import HUNG_AFTER_S, Watchdog
 from xksfast.proxy.worker_slot import WorkerSlot
 
-ACCEPTS_PER_TURN = 32
-OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
 REFUSED_PATIENCE_S = 1.0
 MAX_EARLY_ENDS = 5  # of children, before all served: then the start has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -85,12 +81,9 @@ class Supervisor:
         self._hangup_ends = hangup_ends
         self._log = Log("supervisor")
         self._listeners: list[Listener] = []
-        self._accepting = False
-        self._stopping = False
+        self._stopping = False  # and unready
         self._announced = False
         self._served = False  # some worker was ready once: from then on nothing that children do ends the program
-        self._turn = 0
-        self._cap_logged_at = 0.0
         self._early_ends = 0
         self._failure: OperatorError | None = None
         self._reloads = Reloads()
@@ -103,9 +96,12 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._log.take_loop_faults(self._loop)
         self._end = asyncio.Event()
+        self._impatient = asyncio.Event()
+        max_connections = self._respect_limits()
         self._make_children()
         self._bound = bind_all(self._config)
         self._listeners = self._bound.proxy
+        self._acceptor = Acceptor(self._listeners, self._workers, max_connections, self._log)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal if self._hangup_ends else self._reload)
@@ -139,80 +135,15 @@ class Supervisor:
         self._reports = ReportCollector(self._workers)
         self._pages = Pages(self._config, self._workers, self._reports, self._troubles, self._control)
 
-    # --- listening
+    def _respect_limits(self) -> int:
+        """Raise the limit of open files, which children inherit; how many connections fit under it."""
+        wanted, fit, limit = self._config.proxy.max_connections, connections_that_fit(self._config), raise_limit()
+        if fit < wanted:
+            self._log.warning("max_connections_lowered", max_connections=wanted, served=fit, open_files=limit, next=ADVICE)
+        return fit
 
     def _accept_when_possible(self) -> None:
-        """Accept exactly while some worker serves, we are not stopping and the cap leaves room."""
-        total = sum(worker.connections for worker in self._workers)
-        full = total >= self._config.proxy.max_connections
-        wanted = any(worker.ready for worker in self._workers) and not self._stopping and not full
-        if full and monotonic() - self._cap_logged_at > 1:
-            self._cap_logged_at = monotonic()
-            self._log.warning("connection_cap", connections=total, max_connections=self._config.proxy.max_connections)
-        if wanted == self._accepting:
-            return
-        self._accepting = wanted
-        for listener in self._listeners:
-            if wanted:
-                self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
-            else:
-                self._loop.remove_reader(listener.sock.fileno())
-
-    def _accept(self, listener: Listener) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            if not self._accepting:
-                return
-            try:
-                connection, _ = listener.sock.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue  # the peer is gone already
-            except OSError as error:
-                self._log.warning("accept_failed", error=str(error))
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause_accepting()  # "readable" would come again at once
-                return
-            with connection:
-                self._hand_over(connection, listener.tls)
-            self._accept_when_possible()
-
-    def _hand_over(self, connection: socket.socket, tls: bool) -> None:
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:
-            return  # the peer is gone already
-        while (worker := self._choose_worker()) is not None:
-            if worker.child.send(messages.Accept(tls=tls), connection):
-                worker.handed_over += 1
-                return
-            worker.ready = False  # it is dying, and its end is noticed in a moment
-
-    def _choose_worker(self) -> WorkerSlot | None:
-        """The ready worker with the fewest connections; of equals, the next in turn. One that hangs is the last choice."""
-        ready = [worker for worker in self._workers if worker.ready]
-        self._turn += 1
-        count = len(self._workers)
-        return min(
-            ready,
-            key=lambda worker: (
-                not worker.alive or worker.child.congested,
-                worker.connections,
-                (worker.index - self._turn) % count,
-            ),
-            default=None,
-        )
-
-    def _pause_accepting(self) -> None:
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.sock.fileno())
-        self._accepting = True  # so that nothing but the timer begins again
-        self._loop.call_later(OUT_OF_DESCRIPTORS_PAUSE_S, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        if not self._stopping:
-            self._accepting = False
-            self._accept_when_possible()
+        self._acceptor.accept_when_possible()
 
     # --- workers
 
@@ -285,6 +216,7 @@ class Supervisor:
         match message:
             case messages.Heartbeat():
                 worker.closed, worker.healthy, worker.seq = message.closed, message.healthy, message.seq
+                worker.known = message.known
             case messages.WorkerReport():
                 self._reports.received(worker, message)
                 return
@@ -378,6 +310,7 @@ class Supervisor:
     def _on_stop_signal(self) -> None:
         """The second one is impatience: what has not ended is ended."""
         if self._end.is_set():
+            self._impatient.set()
             for child in (self._control, *(worker.child for worker in self._workers)):
                 child.hurry()
         self._end.set()
@@ -424,13 +357,15 @@ class Supervisor:
             self._log.error("admin_certificate_kept", problem=answer.admin_certificate)
 
     async def _shut_down(self) -> None:
-        """Accept nothing more, have the requests at hand finished, leave no process."""
+        """Unready first; then accept nothing more, have the requests at hand finished, leave no process."""
         self._stopping = True
         self._log.info("draining")
         self._accept_or_send_away()
         self._admin_door.open()
-        for listener in self._listeners:
-            listener.sock.close()
+        if self._announced and not self._failure and self._config.proxy.drain_delay_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._impatient.wait(), self._config.proxy.drain_delay_s)
+        self._acceptor.stop()
         for child in (self._control, *(worker.child for worker in self._workers)):
             child.stop()
         for worker in self._workers:

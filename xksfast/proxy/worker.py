@@ -25,7 +25,7 @@ from typing import Any
 import uvloop
 
 from xksfast import messages
-from xksfast.channel import Channel
+from xksfast.channel import NO_DESCRIPTOR, Channel
 from xksfast.config import Config, ProxyTls
 from xksfast.ekm.base import KeySource
 from xksfast.ekm.local import LocalKeys
@@ -47,6 +47,7 @@ from xksfast.proxy.worker_report import LoopLag, make_report
 SWEEP_INTERVAL_S = 0.25
 HEARTBEAT_INTERVAL_S = 1.0
 USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
+LOST_DESCRIPTOR_LOG_INTERVAL_S = 1.0
 LAST_REPORT_PATIENCE_S = 1.0  # for jobs that nobody waits for any more; above any request's deadline
 SLOW_TOKEN_S = 2.0  # a login takes milliseconds
 CALLS_PATIENCE_S = 5.0  # for calls inside a PKCS#11 module, before the process ends
@@ -66,7 +67,9 @@ class Worker:
         self._index = 0
         self._ready = False
         self._draining = False
+        self._accepted = 0
         self._closed = 0
+        self._lost_descriptor_logged_at = 0.0
         self._control: Channel | None = None
         self._applier: DeltaApplier | None = None
         self._exit_code = 0
@@ -114,7 +117,10 @@ class Worker:
         self._spawn(self._drain())
 
     def _link_control(self, fd: int | None) -> None:
-        if fd is None:
+        if fd is None:  # lost: without control's word we would go on serving what may be blocked
+            self._log.error("control_link_lost", error=NO_DESCRIPTOR, next="this worker ends")
+            self._exit_code = 1
+            self._done.set()
             return
         if self._control is not None:
             self._control.close()
@@ -284,10 +290,15 @@ class Worker:
     # --- connections
 
     def _accept(self, fd: int | None, message: messages.Accept) -> None:
+        self._accepted += 1
         if fd is None:
+            self._log_lost_descriptor()
+            self._on_connection_closed()
             return
         connected = socket.socket(fileno=fd)
         connected.setblocking(False)
+        if message.make_room and not self._settings.evict_stranger():
+            self._send_heartbeat()  # all are known by now: the supervisor must hear of it before it sends more
         if self._draining:
             connected.close()
             self._on_connection_closed()
@@ -298,7 +309,7 @@ class Worker:
     async def _serve(self, factory: partial[Connection], connected: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(factory, connected)
-        except OSError as error:
+        except Exception as error:  # of the socket, or no memory for a TLS connection: it costs this connection
             self._warn_of_stranger("connection_lost_at_once", error=str(error))
             connected.close()
             self._on_connection_closed()
@@ -308,11 +319,16 @@ class Worker:
         if self._strangers.admits(event):
             self._log.warning(event, **fields)
 
+    def _log_lost_descriptor(self) -> None:
+        if monotonic() - self._lost_descriptor_logged_at > LOST_DESCRIPTOR_LOG_INTERVAL_S:
+            self._lost_descriptor_logged_at = monotonic()
+            self._log.error("connection_not_received", error=NO_DESCRIPTOR)
+
     def _on_connection_closed(self) -> None:
         """Tell the supervisor at once: it hands the next connection to the worker with the fewest."""
         self._closed += 1
         self._send_heartbeat()
-        if self._draining and not self._settings.connections:
+        if self._draining and self._accepted == self._closed:
             self._done.set()
 
     def _reload_certificates(self, reload: messages.ReloadCertificates) -> None:
@@ -343,6 +359,7 @@ class Worker:
                 closed=self._closed,
                 healthy=self._ready and self._health.healthy,
                 seq=self._pipeline.table.seq,
+                known=len(self._settings.connections) - len(self._settings.strangers),
             )
         )
 
@@ -361,16 +378,17 @@ class Worker:
     # --- end
 
     async def _drain(self) -> None:
-        """Answer what was asked, close every connection, stop."""
+        """Answer what has arrived, close every connection, stop."""
         if self._draining:
             return
         self._draining = True
         settings = getattr(self, "_settings", None)
         if settings is not None:
+            settings.draining = True  # for those that are on their way in
             for connection in tuple(settings.connections):
                 connection.drain()
-            if settings.connections:
-                return  # the last connection_lost ends the process
+            if self._accepted > self._closed:
+                return  # the last one that closes ends the process
         self._done.set()
 
     def close(self) -> int:

@@ -23,6 +23,7 @@ class WorkerSlot:
         self.restarts = 0  # times that a process of it ended
         self.handed_over = 0
         self.closed = 0
+        self.known = 0  # connections of it with an accepted signature
         self.heard_at = 0.0
         self.seq = 0
 
@@ -32,6 +33,11 @@ class WorkerSlot:
         return self.handed_over - self.closed
 
     @property
+    def strangers(self) -> int:
+        """Those of them on which no signature was accepted, as far as it has said."""
+        return max(0, self.connections - self.known)
+
+    @property
     def alive(self) -> bool:
         """Whether it was heard from lately."""
         return monotonic() - self.heard_at < HEARTBEAT_LOST_S
@@ -39,5 +45,5 @@ class WorkerSlot:
     def reset(self) -> None:
         """A new process: it has no connections."""
         self.ready = self.healthy = False
-        self.handed_over = self.closed = self.seq = 0
+        self.handed_over = self.closed = self.known = self.seq = 0
         self.heard_at = monotonic()

@@ -14,4 +14,5 @@ cdef struct Framing:
     const char *rule
 
 
+cdef bint is_plain_post(bytes start, bytes path)
 cdef void note_header(Framing *framing, const char *name, size_t name_len, const char *value, size_t value_len) noexcept nogil

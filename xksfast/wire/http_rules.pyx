@@ -6,7 +6,8 @@ LF, folded lines and characters outside the token set in names before a header r
 Source: RFC 9112; the bounds are those of limits.py.
 """
 
-from libc.string cimport strncasecmp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memcmp, strncasecmp
 
 from xksfast.wire import limits
 
@@ -55,6 +56,22 @@ cdef void _note_content_length(Framing *framing, const char *value, size_t value
             return
         length = length * 10 + (value[i] - 48)
     framing.content_length = length
+
+
+cdef bint is_plain_post(bytes start, bytes path):
+    """Whether the request line is POST with HTTP/1.1: asking the parser costs 0.4 us more.
+
+    start: bytes that begin with the request line, or None when those are not at hand. path: as the parser gave it.
+    """
+    cdef Py_ssize_t path_len = PyBytes_GET_SIZE(path)
+    if start is None or PyBytes_GET_SIZE(start) < path_len + 16:
+        return False
+    cdef const char *text = PyBytes_AS_STRING(start)
+    return (
+        memcmp(text, b"POST ", 5) == 0
+        and memcmp(text + 5, PyBytes_AS_STRING(path), <size_t>path_len) == 0
+        and memcmp(text + 5 + path_len, b" HTTP/1.1\r\n", 11) == 0
+    )
 
 
 cdef void note_header(Framing *framing, const char *name, size_t name_len, const char *value, size_t value_len) noexcept nogil:

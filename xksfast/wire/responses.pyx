@@ -119,8 +119,8 @@ cdef bytes decrypt_response(const xks_job *job):
     return response
 
 
-cdef bytes error_response(object error, bint close):
-    """What KMS sees of an XksError. close: the connection ends after it."""
+cdef bytes error_response(object error):
+    """What KMS sees of an XksError."""
     message = error.message[:MAX_ERROR_MESSAGE_CHARS].encode("ascii", "replace").decode("ascii")
     document = {"errorName": error.name.error_name}
     if message:
@@ -129,14 +129,24 @@ cdef bytes error_response(object error, bint close):
     head = f"HTTP/1.1 {error.http_status} {_REASONS.get(error.http_status, 'Error')}\r\nContent-Type: application/json\r\n"
     if error.http_status == 405:
         head += "Allow: POST\r\n"
-    if close:
-        head += "Connection: close\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode("ascii") + body
 
 
-def render_error(error, close=False):
+cdef bytes last_response(bytes response, bint bodiless):
+    """`response` as the last one of its connection. bodiless: it answers HEAD, whose answers end with their head."""
+    cdef Py_ssize_t at = response.index(b"\r\n") + 2
+    cdef Py_ssize_t end = response.index(b"\r\n\r\n") + 4 if bodiless else PyBytes_GET_SIZE(response)
+    return b"%bConnection: close\r\n%b" % (response[:at], response[at:end])
+
+
+def render_error(error):
     """error_response for Python callers."""
-    return error_response(error, close)
+    return error_response(error)
+
+
+def render_last(response, bodiless=False):
+    """last_response for Python callers."""
+    return last_response(response, bodiless)
 
 
 def render_json(body):

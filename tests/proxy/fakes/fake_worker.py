@@ -96,7 +96,7 @@ class FakeWorker:
         return waits.exists() and waits.read_text() in ("", str(self.index))
 
     def heartbeat(self) -> None:
-        self.supervisor.send(messages.Heartbeat(closed=self.closed, healthy=True))
+        self.supervisor.send(messages.Heartbeat(closed=self.closed, healthy=True, known=1_000_000))
 
     def end_if_drained(self) -> None:
         if self.draining and not self.busy:
