@@ -41,6 +41,21 @@ class Actor:
         """Whether the store is among the grants."""
         return not self.stores or store in self.stores
 
+    def has_right(self, right: str) -> bool:
+        """Whether the role has it, for whichever stores."""
+        return right in _RIGHTS[self.role]
+
+    def require_all_stores(self, right: str, what: str) -> None:
+        """Refused unless the role has the right, and for every key store. what: that it is about, in the plural."""
+        self.require(right)
+        if self.stores:
+            raise Refused(
+                "forbidden",
+                "all-stores-needed",
+                f"{self.name} has grants for some key stores only, and {what} tell of others",
+                next="Ask an admin, or someone without grants",
+            )
+
     def require(self, right: str, store: str | None = None) -> None:
         """Refused unless the role has the right, for this store. A store outside the grants is refused like any other right."""
         if right not in _RIGHTS[self.role]:

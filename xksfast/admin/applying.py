@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from xksfast.admin import declaration as declared
 from xksfast.admin.actors import Actor, system_actor
 from xksfast.admin.declaration import ApplyRequest, Plan, Step, plan_of
+from xksfast.admin.label_rights import LabelRights
 from xksfast.admin.refusals import Refused
 from xksfast.admin.service import Service
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.state.declared import read_declared
+from xksfast.state.projection import State
 from xksfast.state.store import StateStore
 
 BLOCK_REASON = "declared"
@@ -38,6 +40,17 @@ def check_sight(actor: Actor, request: ApplyRequest) -> None:
             next="Ask an admin, or apply without prune",
             field="prune",
         )
+
+
+def check_labels(labels: LabelRights, state: State, actor: Actor, plan: Plan) -> None:
+    """Refused unless the actor may use every source key that the plan's keys name."""
+    made = {step.target: step.action.request for step in plan.steps if isinstance(step.action, declared.CreateStore)}
+    for step in plan.steps:
+        if isinstance(step.action, declared.CreateKey | declared.RotateKey):
+            new = made.get(step.store)
+            place = state.place_of(step.store) if new is None else new.partition_group or "local"
+            request = step.action.request
+            labels.check(state, actor, step.store, place, request.label, create=request.create)
 
 
 def check_rights(actor: Actor, plan: Plan) -> None:
