@@ -20,6 +20,7 @@ from xksfast.admin.service import Service
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.state.declared import read_declared
+from xksfast.state.objects import key_id
 from xksfast.state.projection import State
 from xksfast.state.store import StateStore
 
@@ -97,7 +98,7 @@ async def carry_out(service: Service, actor: Actor, step: Step) -> None:
         case declared.DeleteStore():
             await service.delete_store(actor, store)
         case declared.BlockStore(blocked):
-            await _switch(service, actor, store, "", blocked)
+            await _switch(service, actor, store, None, blocked)
         case declared.AddCredential(credential):
             await service.rotate_credential(actor, store, credential)
         case declared.RemoveCredential(access_key_id):
@@ -116,8 +117,9 @@ async def carry_out(service: Service, actor: Actor, step: Step) -> None:
             await service.delete_key(actor, store, key)
 
 
-async def _switch(service: Service, actor: Actor, store: str, key: str, blocked: bool) -> None:
-    if key:
+async def _switch(service: Service, actor: Actor, store: str, key: str | None, blocked: bool) -> None:
+    """key: None, the whole store."""
+    if key is not None:
         confirmation = await (
             service.block_key(actor, store, key, BLOCK_REASON) if blocked else service.unblock_key(actor, store, key)
         )
@@ -130,7 +132,7 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
         raise Refused(
             "unavailable",
             "not-confirmed",
-            f"{what} of {store}{key and '/' + key} was not confirmed by {'; '.join(confirmation.pending)}",
+            f"{what} of {store if key is None else key_id(store, key)} was not confirmed by {'; '.join(confirmation.pending)}",
             next="See to those nodes (`xksfast node list`), then apply again",
         )
 

@@ -321,6 +321,8 @@ def _changed_store(plan: Plan, state: State, have: KeyStore, wanted: DeclaredSto
         yield Step("~", name, "block", "the file says blocked = true", BlockStore(True), "block")
     for credential in new:
         yield Step("+", name, f"credential {credential.access_key_id}", "the file names it", AddCredential(credential))
+    if plan.problems:  # perhaps with the name of a key, which no request takes then
+        return
     for external_key_id, key in wanted.keys.items():
         known = state.keys.get(key_id(name, external_key_id))
         yield from _new_key(name, external_key_id, key) if known is None else _changed_key(plan, known, key)
