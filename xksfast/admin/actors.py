@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xksfast.admin.refusals import Refused
 from xksfast.state.events import Origin
@@ -25,12 +25,16 @@ _RIGHTS: dict[Role, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Actor:
-    """An authenticated operator, or a part of the program itself. stores: grants; empty: all. address: of the client, or "local"."""
+    """An authenticated operator, or a part of the program itself. stores: grants; empty: all. address: of the client, or "local".
+
+    token: the hash of the token that was shown. A name may be used again by another operator, a token never is.
+    """
 
     name: str
     role: Role
     stores: tuple[str, ...] = ()
     address: str = "local"
+    token: str = field(default="", repr=False)
 
     @property
     def origin(self) -> Origin:
@@ -82,7 +86,12 @@ def system_actor(what: str) -> Actor:
 
 def operator_actor(operator: Operator, address: str) -> Actor:
     """An operator who showed a token."""
-    return Actor(name=f"operator:{operator.name}", role=operator.role, stores=operator.stores, address=address)
+    return Actor(operator_origin(operator.name), operator.role, operator.stores, address, operator.token_sha256)
+
+
+def operator_origin(name: str) -> str:
+    """What an operator is called in the event log."""
+    return f"operator:{name}"
 
 
 def new_token() -> tuple[str, str]:

@@ -7,6 +7,7 @@ use, or has new ones made. A newcomer's trap: every such refusal has the same wo
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 
 from xksfast.admin.actors import Actor
@@ -56,6 +57,11 @@ class LabelRights:
             )
         if label in self._health.get(place, ()) and not actor.has_right("manage"):
             raise _is_reserved(label, "It is the health check key of a partition group", "Take another one, or ask an admin")
+
+
+def new_label(external_key_id: str, version: int) -> str:
+    """A name that says what it is for, and is never used twice: what an attempt that failed left behind is not taken for it."""
+    return f"xksfast-{external_key_id[:90]}-v{version}-{secrets.token_hex(4)}"
 
 
 def _all_granted(actor: Actor, users: Iterable[str]) -> bool:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from xksfast.admin.actors import Actor, new_token
+from xksfast.admin.actors import Actor, new_token, operator_origin
 from xksfast.admin.blocks import Blocks, Confirmation
-from xksfast.admin.label_rights import LabelRights
+from xksfast.admin.label_rights import LabelRights, new_label
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
 from xksfast.admin.plans.common import at_revision, check_revision, find_key, find_store
 from xksfast.admin.plans.sight import connections_of
@@ -222,7 +222,7 @@ class Service:
             keys.check_new(state, store, request)
             place = state.place_of(store)
             self.labels.check(state, actor, store, place, request.label, create=request.create)
-        label = request.label or _new_label(request.external_key_id, 1)
+        label = request.label or new_label(request.external_key_id, 1)
         owned = await self._provide_source(actor, place, label, request.usage, make=not request.label or request.create)
 
         def plan(state: State) -> Plan:
@@ -249,7 +249,7 @@ class Service:
             check_revision(state, key, revision)
             place = state.place_of(store)
             self.labels.check(state, actor, store, place, request.label, create=request.create)
-        label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
+        label = request.label or new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
 
         def changes(state: State) -> list[Change]:
@@ -334,7 +334,12 @@ class Service:
     async def delete_operator(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
         actor.require("manage")
-        await self._change(actor, lambda state: operators.delete(state, name, now=_now()), revision, dry_run=dry_run)
+
+        def plan(state: State) -> Plan:
+            changes = at_revision(state, operators.delete(state, name, now=_now()), revision)
+            return Plan(changes=changes, forgotten_actor=operator_origin(name))
+
+        await self.commit(actor, plan, dry_run=dry_run)
 
     def list_operators(self, actor: Actor) -> dict[str, Operator]:
         """All of them, by name."""
@@ -487,11 +492,6 @@ class RunsInThread(Protocol):
 
 def _now() -> int:
     return int(time.time())
-
-
-def _new_label(external_key_id: str, version: int) -> str:
-    """A name that says what it is for, and is never used twice: what an attempt that failed left behind is not taken for it."""
-    return f"xksfast-{external_key_id[:90]}-v{version}-{random.token_hex(4)}"
 
 
 def _secrets_of(changes: Sequence[Change]) -> list[str]:
