@@ -18,6 +18,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from xksfast.admin.api import replays
+from xksfast.admin.api.door import admit
 from xksfast.admin.refusals import Refused, Repeated
 from xksfast.state.projection import State
 from xksfast.state.store import Once
@@ -72,6 +73,7 @@ class AdminRoute(APIRoute):
             parts = request.app.state.parts
             address = request.client.host if request.client else "local"
             actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
+            admit(request.scope)
             request.state.actor = actor
             request.state.asked = None
             _refuse_unknown(parameters, request.query_params)
