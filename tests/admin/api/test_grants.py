@@ -20,6 +20,7 @@ from tests.fake_kms import FakeKms
 from tests.fake_kms.account import ACCOUNT
 from tests.fake_kms.account import Store as AwsStore
 from xksfast.admin.actors import system_actor
+from xksfast.admin.api.parts import LogVerdict
 from xksfast.admin.linking import Linking
 from xksfast.state.events import Change
 from xksfast.state.objects import StoreLink
@@ -400,3 +401,20 @@ def test_what_is_near_to_a_name_is_told_to_those_who_may_see_every_store(world: 
         assert "zzbeta" not in client.get("/v1/stores/zzbetta").text
         assert "zzbeta" not in client.post("/v1/bulk", json={"action": "block", "stores": ["zzbetta"]}).text
         assert "did you mean 'zzbeta'" in admin.get("/v1/stores/zzbetta").json()["detail"]
+
+
+def test_what_is_wrong_with_the_log_is_told_to_those_who_may_see_every_store(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> LogVerdict:
+        return LogVerdict(
+            ok=False, events=1, seq=1, head="", problems=("object key_store 'zzbeta' is not what its events say",)
+        )
+
+    monkeypatch.setattr(world.rig.parts, "verify_log", broken)
+    with world.client("auditor") as client:
+        answer = client.get("/v1/events/verification")
+    assert answer.json()["ok"] is False
+    assert answer.json()["problems"]
+    assert "zzbeta" not in answer.text
+    assert "zzbeta" in world.rig.as_role("auditor").get("/v1/events/verification").text

@@ -72,6 +72,7 @@ async def verify_log(parts: PartsIn, actor: ActorIn) -> Response:
     """Recomputes the hash chain over all events; takes seconds for a long log."""
     actor.require("read")
     verdict = await parts.verify_log()
-    return answer(
-        VerdictView(ok=verdict.ok, events=verdict.events, seq=verdict.seq, head=verdict.head, problems=list(verdict.problems))
-    )
+    problems = list(verdict.problems)
+    if problems and actor.stores:
+        problems = ["what is wrong is told to those who may see every key store: it names what it is wrong with"]
+    return answer(VerdictView(ok=verdict.ok, events=verdict.events, seq=verdict.seq, head=verdict.head, problems=problems))
