@@ -36,12 +36,14 @@ class LabelRights:
         if not label:
             return
         self.check_reserved(actor, place, label)
+        if not actor.stores:
+            return
         source = state.source_keys.get(source_key_id(place, label))
         users = state.users_of(source.id) if source is not None else []
         is_new = source is None or not source.ready  # ready: it may have encrypted something, for whoever used it then
         # In a token a key may be there of which the state knows nothing: only its name tells that it is meant for this store.
         own = create and is_new and (place == "local" or label.startswith(f"{store}/"))
-        if actor.stores and not (_all_granted(actor, users) if users else own):
+        if not (_all_granted(actor, users) if users else own):
             raise _refusal(actor, store, place, label)
 
     def check_users(self, state: State, actor: Actor, store: str, place: str, label: str) -> None:

@@ -331,6 +331,22 @@ def test_no_store_is_linked_to_the_custom_key_store_of_another(world: World, rol
     assert (answer.status_code, answer.json()["rule"]) == (409, "custom-key-store-foreign"), answer.text
 
 
+def test_an_operator_with_grants_links_by_a_connection_of_its_own_stores_only(world: World) -> None:
+    world.aws.account.stores["cks-hand"] = AwsStore(
+        "cks-hand", "by hand", ENDPOINT, "/alpha-hsm/kms/xks/v1", "PUBLIC_ENDPOINT", world.credentials["alpha-hsm"], "s" * 43
+    )
+    refused = link(world, "operator", connection="zzconnection", custom_key_store_id="cks-hand")
+    absent = link(world, "operator", connection="yyconnection", custom_key_store_id="cks-hand")
+    assert refused.status_code == absent.status_code == 404
+    assert refused.text == absent.text.replace("yyconnection", "zzconnection")
+    with world.client("operator") as client:
+        (found,) = client.get("/v1/aws-connections/own/unlinked").json()["items"]
+    assert (found["store"], found["custom_key_store_id"]) == ("alpha-hsm", "cks-hand")
+    linked = link(world, "operator", custom_key_store_id="cks-hand")
+    assert linked.status_code == 200, linked.text
+    assert linked.json()["link"]["drift"] == []
+
+
 def test_an_id_is_linked_once(world: World) -> None:
     with world.rig.client() as admin:
         new_store(admin, "alpha-two", endpoint=ENDPOINT)
