@@ -245,7 +245,7 @@ def _labels_in_file(config: Config, group: str) -> tuple[list[str], str]:
 
 
 def _labels_in_database(config: Config, group: str) -> tuple[list[str], str]:
-    """The same, of every version: what former ones encrypted must be readable everywhere as well. Nodes may serve meanwhile."""
+    """The same, of every version: what former ones encrypted must be readable everywhere as well. Nodes may serve at the same time."""
     from xksfast.state.database import Database  # it brings SQLAlchemy
     from xksfast.state.objects import Key, KeyStore
 

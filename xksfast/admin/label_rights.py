@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which source keys an actor may put behind a HYOK key: whoever may name any label can read what others have encrypted.
+"""Which source keys an actor may put behind a HYOK key: who may name any label can read what others have encrypted.
 
-Labels that this program needs for itself are no HYOK keys. Whoever has grants for some stores only names labels that its own stores
+Labels that this program needs for itself are no HYOK keys. An operator with grants for some stores names labels that its own stores
 use, or has new ones made. A newcomer's trap: every such refusal has the same words, or else it would tell which labels there are.
 """
 
@@ -40,7 +40,7 @@ class LabelRights:
             return
         source = state.source_keys.get(source_key_id(place, label))
         users = state.users_of(source.id) if source is not None else []
-        is_new = source is None or not source.ready  # ready: it may have encrypted something, for whoever used it then
+        is_new = source is None or not source.ready  # ready: it may have encrypted something, for the one who used it then
         # In a token a key may be there of which the state knows nothing: only its name tells that it is meant for this store.
         own = create and is_new and (place == "local" or label.startswith(f"{store}/"))
         if not (_all_granted(actor, users) if users else own):

@@ -299,7 +299,7 @@ def _foreign(store: str, custom_key_store_id: str, problem: str) -> Refused:
         "conflict",
         "custom-key-store-foreign",
         f"Custom key store {custom_key_store_id} in AWS is not that of key store {store!r}: {problem}",
-        why="Whoever is linked to it decides where AWS sends its requests, and by which credential",
+        why="The key store that is linked to it decides where AWS sends its requests, and by which credential",
         next="Leave the id out to have one made, or have path, endpoint and credential changed in AWS first",
         field="custom_key_store_id",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever has grants for some key stores cannot use, see or name what belongs to another: every route of the description, walked."""
+"""With grants for some key stores nobody can use, see or name what belongs to another: every route of the description, walked."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_the_source_key_of_a_deleted_key_is_not_granted_to_others(world: World) 
 
 
 @pytest.mark.parametrize("label", ["xksfast-transport", "xksfast-pending:zz"])
-def test_labels_that_the_program_needs_are_no_keys_whoever_asks(world: World, label: str) -> None:
+def test_labels_that_the_program_needs_are_no_keys_for_anybody(world: World, label: str) -> None:
     for answer in label_answers(world, "alpha-hsm", label, create=True):
         assert (answer.status_code, answer.json()["rule"]) == (403, "label-reserved"), answer.text
     with world.rig.client() as admin:

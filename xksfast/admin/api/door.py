@@ -2,7 +2,7 @@
 """Accepts the connections of the administration, and decides which of them go when there are too many.
 
 A connection is a stranger's until a right token, or a node's MAC, came over it. At the limit the oldest stranger goes, of the address
-that has most of them: whoever opens connections for nothing pushes out its own. A newcomer's trap: accepting never stops, and a
+that has most of them: a client that opens connections for nothing pushes out its own. A newcomer's trap: accepting never stops, and a
 connection counts from then on, not from the end of its TLS handshake, or else it would cost nothing to begin one and fall silent.
 """
 

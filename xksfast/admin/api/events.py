@@ -74,5 +74,5 @@ async def verify_log(parts: PartsIn, actor: ActorIn) -> Response:
     verdict = await parts.verify_log()
     problems = list(verdict.problems)
     if problems and actor.stores:
-        problems = ["what is wrong is told to those who may see every key store: it names what it is wrong with"]
+        problems = ["only those who may see every key store are shown what is wrong, since that names objects"]
     return answer(VerdictView(ok=verdict.ok, events=verdict.events, seq=verdict.seq, head=verdict.head, problems=problems))

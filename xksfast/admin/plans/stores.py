@@ -145,7 +145,7 @@ def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
             "conflict",
             "custom-key-store-taken",
             f"Custom key store {link.custom_key_store_id} in AWS is linked to another key store",
-            why="Whoever is linked to it decides where AWS sends its requests, and by which credential",
+            why="The key store that is linked to it decides where AWS sends its requests, and by which credential",
             next="Name the custom key store that was made for this key store, or leave the id out to have one made",
             field="custom_key_store_id",
         )
