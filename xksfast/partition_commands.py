@@ -229,15 +229,35 @@ def _labels(config: Config, group: str, given: list[str] | None) -> list[str]:
     """What was asked for, or else every key that the state and the configuration name for the group."""
     if given:
         return list(dict.fromkeys(given))
-    document = load_store_file(Path(config.state.store_file), config)
-    labels = [
-        key.label for store in document.key_stores.values() if store.partition_group == group for key in store.keys.values()
-    ]
+    labels, where = _labels_in_file(config, group) if config.state.is_file else _labels_in_database(config, group)
     health = config.partition_groups[group].health_check_key
     found = list(dict.fromkeys([*labels, *([health] if health else [])]))
     if not found:
-        raise OperatorError(f"no key of group {group!r} stands in {config.state.store_file}: name keys with --key")
+        raise OperatorError(f"no key of group {group!r} stands in {where}: name keys with --key")
     return found
+
+
+def _labels_in_file(config: Config, group: str) -> tuple[list[str], str]:
+    """(labels of the group's keys, where they stand)."""
+    document = load_store_file(Path(config.state.store_file), config)
+    stores = [store for store in document.key_stores.values() if store.partition_group == group]
+    return [key.label for store in stores for key in store.keys.values()], config.state.store_file
+
+
+def _labels_in_database(config: Config, group: str) -> tuple[list[str], str]:
+    """The same, of every version: what former ones encrypted must be readable everywhere as well. Nodes may serve at the same time."""
+    from xksfast.state.database import Database  # it brings SQLAlchemy
+    from xksfast.state.objects import Key, KeyStore
+
+    database = Database.open(config.state.url, create=False)
+    try:
+        objects = [value for value, _ in database.load().objects]
+        where = database.description
+    finally:
+        database.close()
+    stores = {value.name for value in objects if isinstance(value, KeyStore) and value.partition_group == group}
+    keys = [value for value in objects if isinstance(value, Key) and value.store in stores]
+    return [version.label for key in keys for version in key.versions], where
 
 
 @contextmanager

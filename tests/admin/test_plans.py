@@ -29,7 +29,7 @@ def new_store(state: State, **fields: object) -> object:
     ("fields", "rule", "field", "says"),
     [
         ({"name": "payments"}, "store-exists", "name", "already"),
-        ({"uri_path_prefix": "/payments"}, "prefix-taken", "uri_path_prefix", "'payments' has the uri_path_prefix"),
+        ({"uri_path_prefix": "/payments"}, "prefix-taken", "uri_path_prefix", "Another key store has the uri_path_prefix"),
         ({"uri_path_prefix": "other"}, "field-invalid", "uri_path_prefix", "no slash at the end"),
         ({"uri_path_prefix": "/" + "x" * 117}, "field-invalid", "uri_path_prefix", "must not exceed 128"),
         ({"region": "Mars"}, "field-invalid", "region", "not an AWS region"),

@@ -489,3 +489,29 @@ def test_apply_that_stops_half_way_says_where(xksfast: Run, stores_toml: Path) -
     assert "half-git/orders: key with source key 'half-git-orders-v1'" in ran.err
     assert "[no-such-source-key]" in ran.err
     assert "1 of 2 steps were done" in ran.err
+
+
+@pytest.mark.parametrize("action", ["block", "unblock", "enable", "disable", "delete"])
+@pytest.mark.parametrize("names", [("",), ("orders", ""), ("", ""), ("orders", "a/b"), ("..", "orders")])
+def test_an_empty_key_is_not_its_store(xksfast: Run, rig: Rig, store: str, action: str, names: tuple[str, ...]) -> None:
+    xksfast("key", "create", store, "orders")
+    before = rig.read(lambda state: state.seq)
+    ran = xksfast("key", action, store, *names)
+    assert (ran.code, "is no name" in ran.err) == (USAGE, True), ran.err
+    assert rig.read(lambda state: state.seq) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [("store", "block", "", ""), ("store", "unblock", "x", ""), ("key", "block", "", "a", "b")]
+)
+def test_an_empty_name_of_a_store_is_refused(xksfast: Run, rig: Rig, arguments: tuple[str, ...]) -> None:
+    before = rig.read(lambda state: state.seq)
+    ran = xksfast(*arguments)
+    assert (ran.code, "is no name" in ran.err) == (USAGE, True), ran.err
+    assert rig.read(lambda state: state.seq) == before
+
+
+@pytest.mark.parametrize("option", ["--id", "--kind", "--actor", "--action", "--since"])
+def test_an_empty_filter_of_events_is_refused(xksfast: Run, option: str) -> None:
+    ran = xksfast("audit", "tail", option, "")
+    assert (ran.code, f"{option} is empty" in ran.err) == (USAGE, True), ran.err

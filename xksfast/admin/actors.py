@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xksfast.admin.refusals import Refused
 from xksfast.state.events import Origin
@@ -25,12 +25,16 @@ _RIGHTS: dict[Role, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Actor:
-    """An authenticated operator, or a part of the program itself. stores: grants; empty: all. address: of the client, or "local"."""
+    """An authenticated operator, or a part of the program itself. stores: grants; empty: all. address: of the client, or "local".
+
+    token: the hash of the token that was shown. A name may be used again by another operator, a token never is.
+    """
 
     name: str
     role: Role
     stores: tuple[str, ...] = ()
     address: str = "local"
+    token: str = field(default="", repr=False)
 
     @property
     def origin(self) -> Origin:
@@ -40,6 +44,21 @@ class Actor:
     def may_see(self, store: str) -> bool:
         """Whether the store is among the grants."""
         return not self.stores or store in self.stores
+
+    def has_right(self, right: str) -> bool:
+        """Whether the role has it, for whichever stores."""
+        return right in _RIGHTS[self.role]
+
+    def require_all_stores(self, right: str, what: str) -> None:
+        """Refused unless the role has the right, and for every key store. what: that it is about, in the plural."""
+        self.require(right)
+        if self.stores:
+            raise Refused(
+                "forbidden",
+                "all-stores-needed",
+                f"{self.name} has grants for some key stores only, and {what} tell of others",
+                next="Ask an admin, or someone without grants",
+            )
 
     def require(self, right: str, store: str | None = None) -> None:
         """Refused unless the role has the right, for this store. A store outside the grants is refused like any other right."""
@@ -67,7 +86,12 @@ def system_actor(what: str) -> Actor:
 
 def operator_actor(operator: Operator, address: str) -> Actor:
     """An operator who showed a token."""
-    return Actor(name=f"operator:{operator.name}", role=operator.role, stores=operator.stores, address=address)
+    return Actor(operator_origin(operator.name), operator.role, operator.stores, address, operator.token_sha256)
+
+
+def operator_origin(name: str) -> str:
+    """What an operator is called in the event log."""
+    return f"operator:{name}"
 
 
 def new_token() -> tuple[str, str]:

@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from xksfast.admin import declaration as declared
 from xksfast.admin.actors import Actor, system_actor
 from xksfast.admin.declaration import ApplyRequest, Plan, Step, plan_of
+from xksfast.admin.label_rights import LabelRights
 from xksfast.admin.refusals import Refused
 from xksfast.admin.service import Service
 from xksfast.errors import OperatorError
 from xksfast.log import Log
 from xksfast.state.declared import read_declared
+from xksfast.state.objects import key_id
+from xksfast.state.projection import State
 from xksfast.state.store import StateStore
 
 BLOCK_REASON = "declared"
@@ -38,6 +41,17 @@ def check_sight(actor: Actor, request: ApplyRequest) -> None:
             next="Ask an admin, or apply without prune",
             field="prune",
         )
+
+
+def check_labels(labels: LabelRights, state: State, actor: Actor, plan: Plan) -> None:
+    """Refused unless the actor may use every source key that the plan's keys name."""
+    made = {step.target: step.action.request for step in plan.steps if isinstance(step.action, declared.CreateStore)}
+    for step in plan.steps:
+        if isinstance(step.action, declared.CreateKey | declared.RotateKey):
+            new = made.get(step.store)
+            place = state.place_of(step.store) if new is None else new.partition_group or "local"
+            request = step.action.request
+            labels.check(state, actor, step.store, place, request.label, create=request.create)
 
 
 def check_rights(actor: Actor, plan: Plan) -> None:
@@ -84,7 +98,7 @@ async def carry_out(service: Service, actor: Actor, step: Step) -> None:
         case declared.DeleteStore():
             await service.delete_store(actor, store)
         case declared.BlockStore(blocked):
-            await _switch(service, actor, store, "", blocked)
+            await _switch(service, actor, store, None, blocked)
         case declared.AddCredential(credential):
             await service.rotate_credential(actor, store, credential)
         case declared.RemoveCredential(access_key_id):
@@ -103,8 +117,9 @@ async def carry_out(service: Service, actor: Actor, step: Step) -> None:
             await service.delete_key(actor, store, key)
 
 
-async def _switch(service: Service, actor: Actor, store: str, key: str, blocked: bool) -> None:
-    if key:
+async def _switch(service: Service, actor: Actor, store: str, key: str | None, blocked: bool) -> None:
+    """key: None, the whole store."""
+    if key is not None:
         confirmation = await (
             service.block_key(actor, store, key, BLOCK_REASON) if blocked else service.unblock_key(actor, store, key)
         )
@@ -117,7 +132,7 @@ async def _switch(service: Service, actor: Actor, store: str, key: str, blocked:
         raise Refused(
             "unavailable",
             "not-confirmed",
-            f"{what} of {store}{key and '/' + key} was not confirmed by {'; '.join(confirmation.pending)}",
+            f"{what} of {store if key is None else key_id(store, key)} was not confirmed by {'; '.join(confirmation.pending)}",
             next="See to those nodes (`xksfast node list`), then apply again",
         )
 

@@ -8,7 +8,7 @@ since the state holds them sealed; a credential counts as there when its access 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -192,8 +192,12 @@ class Plan:
             )
 
 
-def plan_of(state: State, declared: ApplyRequest, *, groups: Collection[str]) -> Plan:
-    """groups: partition groups of the configuration. Applied, and asked for again, it gives an empty plan.
+def plan_of(
+    state: State, declared: ApplyRequest, *, groups: Collection[str], sees: Callable[[str], bool] = lambda store: True
+) -> Plan:
+    """groups: partition groups of the configuration. sees: whether the plan may name a key store that the declaration does not name.
+
+    Applied, and asked for again, it gives an empty plan.
 
     Blocks of what is there come before all else, of all key stores: what follows may be slow, or fail, or be cut off by a crash.
     """
@@ -212,7 +216,7 @@ def plan_of(state: State, declared: ApplyRequest, *, groups: Collection[str]) ->
             steps = list(_without_store(plan, state, store))
             # whoever takes over its prefix can come only when it is gone
             plan.steps = steps + plan.steps if store.uri_path_prefix in prefixes else plan.steps + steps
-    elif surplus_names := sorted(state.key_stores.keys() - declared.key_stores.keys()):
+    elif surplus_names := sorted(filter(sees, state.key_stores.keys() - declared.key_stores.keys())):
         shown = ", ".join(surplus_names[:5]) + (", …" if len(surplus_names) > 5 else "")
         plan.notes.append(f"{len(surplus_names)} key stores are not in the file and stay: {shown}")
     made = {step.target for step in plan.steps if isinstance(step.action, CreateStore | CreateKey)}
@@ -320,6 +324,8 @@ def _changed_store(plan: Plan, state: State, have: KeyStore, wanted: DeclaredSto
         yield Step("~", name, "block", "the file says blocked = true", BlockStore(True), "block")
     for credential in new:
         yield Step("+", name, f"credential {credential.access_key_id}", "the file names it", AddCredential(credential))
+    if plan.problems:  # perhaps with the name of a key, which no request takes then
+        return
     for external_key_id, key in wanted.keys.items():
         known = state.keys.get(key_id(name, external_key_id))
         yield from _new_key(name, external_key_id, key) if known is None else _changed_key(plan, known, key)

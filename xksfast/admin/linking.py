@@ -21,6 +21,8 @@ from xksfast.admin.aws.sync import (
     Unlinked,
     find_unlinked,
     followed_key,
+    foreign_problem,
+    is_foreign,
     link_key,
     link_store,
     sync_key,
@@ -48,6 +50,7 @@ class Linking:
         self._service = service
         self._connect = connect
         self._connections: dict[AwsConnection, KmsConnection] = {}
+        self._identified: set[AwsConnection] = set()
 
     # --- key stores
 
@@ -56,7 +59,9 @@ class Linking:
         actor.require("operate", name)
         store = self._service.store(actor, name)
         stores.check_linkable(store)
-        kms = self._kms(request.connection)
+        kms = self._kms(actor, request.connection)
+        stores.check_connection(store, kms.connection)
+        await self._identify(kms)
         credentials = self._service.credentials_of(name)
         made = request.custom_key_store_id
         if not made:
@@ -73,6 +78,8 @@ class Linking:
                 )
             )
         seen = await _in_thread(lambda: kms.describe_store(made))
+        if problem := foreign_problem(store, seen, credentials):
+            raise _foreign(name, made, problem)
         link = link_store(store, request.connection, seen, credentials, now=_now())
         await self._service.commit(actor, lambda state: Plan(changes=stores.set_link(state, name, link)))
         return self._service.store(actor, name)
@@ -83,7 +90,7 @@ class Linking:
 
     async def connect_store(self, actor: Actor, name: str, progress: Progress, *, wait: bool = True) -> KeyStore:
         """Have AWS connect; minutes, as a rule. One that FAILED is disconnected first, as AWS wants it."""
-        kms, store, store_id = self._linked(actor, name, "operate")
+        kms, store, store_id = await self._own(actor, name)
 
         def connect() -> None:
             if kms.describe_store(store_id).connection_state == "FAILED":
@@ -97,7 +104,7 @@ class Linking:
 
     async def disconnect_store(self, actor: Actor, name: str, progress: Progress, *, wait: bool = True) -> KeyStore:
         """From then on AWS refuses to use the store's keys."""
-        kms, store, store_id = self._linked(actor, name, "operate")
+        kms, store, store_id = await self._own(actor, name)
 
         def disconnect() -> None:
             kms.disconnect_store(store_id)
@@ -119,7 +126,7 @@ class Linking:
 
     async def update_store(self, actor: Actor, name: str) -> KeyStore:
         """Tell AWS what differs: path, endpoint, connectivity, and the newest credential. Former ones stay until they are removed."""
-        kms, store, store_id = self._linked(actor, name, "operate")
+        kms, store, store_id = await self._own(actor, name)
         seen = await _in_thread(lambda: kms.describe_store(store_id))
         wanted = {
             "uri_path": uri_path(store),
@@ -145,7 +152,7 @@ class Linking:
 
     async def find_unlinked(self, actor: Actor, connection: str) -> list[Unlinked]:
         """Custom key stores in AWS that were made by hand for one of our stores."""
-        kms = self._kms(connection)
+        kms = self._kms(actor, connection)
         granted = self._service.list_stores(actor)
         ours = [granted[name] for name in sorted(granted)]
         credentials = [credential for store in ours for credential in self._service.credentials_of(store.name)]
@@ -174,7 +181,7 @@ class Linking:
             raise Refused(
                 "conflict",
                 "other-key",
-                f"KMS key {seen.arn} is not of this key: it stands for {seen.external_key_id or 'no external key'}",
+                f"KMS key {seen.arn} is not of this key: it stands for another external key, or for none",
                 field="key_arn",
             )
         link = link_key(linked, key, seen, now=_now())
@@ -219,8 +226,8 @@ class Linking:
 
     # --- shared
 
-    def _kms(self, name: str) -> KmsConnection:
-        connection = self._service.connection(name)
+    def _kms(self, actor: Actor, name: str) -> KmsConnection:
+        connection = self._service.connection(actor, name)
         found = self._connections.get(connection)
         if found is None:
             found = self._connections[connection] = self._connect(connection)
@@ -236,7 +243,25 @@ class Linking:
                 f"Key store {name!r} is not linked, so AWS is not ours to tell",
                 next=f"Link it first: `xksfast store link {name} --connection NAME`",
             )
-        return self._kms(store.link.connection), store, store.link.custom_key_store_id
+        return self._kms(actor, store.link.connection), store, store.link.custom_key_store_id
+
+    async def _own(self, actor: Actor, name: str) -> tuple[KmsConnection, KeyStore, str]:
+        """_linked, for what changes the custom key store. A link by hand of old may hold that of a store outside the actor's grants."""
+        kms, store, store_id = self._linked(actor, name, "operate")
+        if actor.stores:
+            credentials = self._service.credentials_of(name)
+            seen = await _in_thread(lambda: _or_none(lambda: kms.describe_store(store_id)))
+            if seen is not None and is_foreign(store, seen, credentials):
+                raise _foreign(
+                    name, store_id, "AWS neither calls this key store's path by it nor signs with a credential of it"
+                )
+        return kms, store, store_id
+
+    async def _identify(self, kms: KmsConnection) -> None:
+        """Once for each connection: refused when its credentials belong to another account than it says."""
+        if kms.connection not in self._identified:
+            await _in_thread(kms.identity)
+            self._identified.add(kms.connection)
 
     def _linked_key(self, actor: Actor, store: str, external_key_id: str) -> tuple[KmsConnection, Key, str]:
         kms, _, _ = self._linked(actor, store, "operate")
@@ -267,6 +292,17 @@ class Linking:
         await self._service.commit(
             actor, lambda state: Plan(changes=keys.follow(state, key.store, key.external_key_id, followed))
         )
+
+
+def _foreign(store: str, custom_key_store_id: str, problem: str) -> Refused:
+    return Refused(
+        "conflict",
+        "custom-key-store-foreign",
+        f"Custom key store {custom_key_store_id} in AWS is not that of key store {store!r}: {problem}",
+        why="The key store that is linked to it decides where AWS sends its requests, and by which credential",
+        next="Leave the id out to have one made, or have path, endpoint and credential changed in AWS first",
+        field="custom_key_store_id",
+    )
 
 
 def _or_none(call: Callable[[], Answer]) -> Answer | None:

@@ -24,10 +24,11 @@ _LISTS = {
 class Refused(OperatorError):
     """category: what kind of no. rule: its stable name, for scripts ("store-has-keys"). field: the member at fault, or "".
 
-    what, why, next: a sentence each.
+    what, why, next: a sentence each. near: " (did you mean …?)" with names that only those who may see every key store are shown.
     """
 
     exit_code = 3
+    near = ""
 
     def __init__(self, category: Category, rule: str, what: str, *, why: str = "", next: str = "", field: str = "") -> None:
         super().__init__(" ".join(f"{part}." if not part.endswith((".", "?")) else part for part in (what, why, next) if part))

@@ -162,9 +162,9 @@ class SnippetRequest(Request):
 
 
 class BulkRequest(Request):
-    """The same for many. keys: "store/external key id"; stores: names."""
+    """The same for many. keys: "store/external key id"; stores: names. A key without its id is not taken for its store."""
 
     action: Literal["block", "unblock", "enable", "disable"]
-    stores: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
+    stores: tuple[Annotated[str, Field(pattern="^[^/]+$")], ...] = ()
+    keys: tuple[Annotated[str, Field(pattern="^[^/]+/[^/]+$")], ...] = ()
     reason: Text = ""

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from xksfast.admin.actors import Actor, new_token
+from xksfast.admin.actors import Actor, new_token, operator_origin
 from xksfast.admin.blocks import Blocks, Confirmation
+from xksfast.admin.label_rights import LabelRights, new_label
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
 from xksfast.admin.plans.common import at_revision, check_revision, find_key, find_store
+from xksfast.admin.plans.sight import connections_of
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused, Repeated, no_such
 from xksfast.config import Config
@@ -71,7 +73,7 @@ class SourceKeys(Protocol):
 class Service:
     """The use cases. Belongs to the control process's loop; the database is used in the one thread of `run`.
 
-    run: runs a function in that thread, and returns when its events are with the publisher.
+    run: runs a function in that thread, and returns when its events are with the publisher. labels: which source keys an actor may use.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Service:
         run: RunsInThread,
     ) -> None:
         self._config = config
+        self.labels = LabelRights(config)
         self._store = store
         self._sealer = sealer
         self._secrets = secrets
@@ -218,11 +221,14 @@ class Service:
         with self._store.reading() as state:
             keys.check_new(state, store, request)
             place = state.place_of(store)
-        label = request.label or _new_label(request.external_key_id, 1)
+            self.labels.check(state, actor, store, place, request.label, create=request.create)
+        label = request.label or new_label(request.external_key_id, 1)
         owned = await self._provide_source(actor, place, label, request.usage, make=not request.label or request.create)
-        plan: Callable[[State], Plan] = lambda state: Plan(  # noqa: E731
-            changes=keys.create(state, store, request, label, owned=owned, now=now)
-        )
+
+        def plan(state: State) -> Plan:
+            self.labels.check_users(state, actor, store, place, label)
+            return Plan(changes=keys.create(state, store, request, label, owned=owned, now=now))
+
         await self.commit(actor, plan, once=once)
         return self.key(actor, store, request.external_key_id)
 
@@ -242,11 +248,15 @@ class Service:
             key = keys.check_rotation(state, store, external_key_id, request.label)
             check_revision(state, key, revision)
             place = state.place_of(store)
-        label = request.label or _new_label(external_key_id, key.versions[-1].number + 1)
+            self.labels.check(state, actor, store, place, request.label, create=request.create)
+        label = request.label or new_label(external_key_id, key.versions[-1].number + 1)
         owned = await self._provide_source(actor, place, label, key.usage, make=not request.label or request.create)
-        await self._change(
-            actor, lambda state: keys.rotate(state, store, external_key_id, label, owned=owned, now=now), revision, once=once
-        )
+
+        def changes(state: State) -> list[Change]:
+            self.labels.check_users(state, actor, store, place, label)
+            return keys.rotate(state, store, external_key_id, label, owned=owned, now=now)
+
+        await self._change(actor, changes, revision, once=once)
         return self.key(actor, store, external_key_id)
 
     async def update_key(
@@ -324,11 +334,16 @@ class Service:
     async def delete_operator(self, actor: Actor, name: str, revision: int | None = None, *, dry_run: bool = False) -> None:
         """The token is refused from now on."""
         actor.require("manage")
-        await self._change(actor, lambda state: operators.delete(state, name, now=_now()), revision, dry_run=dry_run)
+
+        def plan(state: State) -> Plan:
+            changes = at_revision(state, operators.delete(state, name, now=_now()), revision)
+            return Plan(changes=changes, forgotten_actor=operator_origin(name))
+
+        await self.commit(actor, plan, dry_run=dry_run)
 
     def list_operators(self, actor: Actor) -> dict[str, Operator]:
         """All of them, by name."""
-        actor.require("read")
+        actor.require_all_stores("read", "operators")
         with self._store.reading() as state:
             return dict(state.operators)
 
@@ -345,18 +360,18 @@ class Service:
         await self._change(actor, lambda state: operators.delete_connection(state, name), revision, dry_run=dry_run)
 
     def list_connections(self, actor: Actor) -> dict[str, AwsConnection]:
-        """All of them, by name."""
+        """Those by which a store of the actor's grants is linked, or all, by name."""
         actor.require("read")
         with self._store.reading() as state:
-            return dict(state.aws_connections)
+            return connections_of(state, actor)
 
-    def connection(self, name: str) -> AwsConnection:
-        """By name, for linking."""
+    def connection(self, actor: Actor, name: str) -> AwsConnection:
+        """One of those that the actor may use, for linking."""
         with self._store.reading() as state:
-            found = state.aws_connections.get(name)
-            if found is None:
-                raise no_such("AWS connection", name, nearest(name, state.aws_connections))
-            return found
+            found = connections_of(state, actor)
+            if name not in found:
+                raise no_such("AWS connection", name, nearest(name, found))
+            return found[name]
 
     # --- shared
 
@@ -394,6 +409,8 @@ class Service:
     async def make_source_keys(self, actor: Actor, group: str, wanted: Mapping[str, Sequence[str]]) -> None:
         """Many in one go, ahead of the keys that will use them. wanted: label -> usage."""
         actor.require("operate")
+        for label in wanted:
+            self.labels.check_reserved(actor, group, label)
 
         def plan(state: State) -> Plan:
             changes = [change for label in wanted for change in keys.begin_source(state, group, label, "", now=_now())]
@@ -475,11 +492,6 @@ class RunsInThread(Protocol):
 
 def _now() -> int:
     return int(time.time())
-
-
-def _new_label(external_key_id: str, version: int) -> str:
-    """A name that says what it is for, and is never used twice: what an attempt that failed left behind is not taken for it."""
-    return f"xksfast-{external_key_id[:90]}-v{version}-{random.token_hex(4)}"
 
 
 def _secrets_of(changes: Sequence[Change]) -> list[str]:

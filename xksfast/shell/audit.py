@@ -37,6 +37,9 @@ def tail(
     since: Annotated[str | None, typer.Option("--since", help="2h, 3d, or 2026-01-31T12:00 (UTC).")] = None,
 ) -> None:
     """The newest events, oldest of them first. With --json and --follow: one object a line."""
+    for option, value in (("kind", kind), ("id", id), ("actor", actor), ("action", action), ("since", since)):
+        if value == "":
+            raise OperatorError(f"--{option} is empty, which would show every event: give a value, or leave it out")
     filters = session.given(kind=kind, id=id, actor=actor, action=action, from_ms=_moment_ms(since) if since else None)
     events = _newest(shell, filters, lines, 0)
     if shell.json and not follow:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Talks to the admin listener, and turns what goes wrong into words that say what to do.
 
-A newcomer's trap: a POST is sent with an Idempotency-Key, and once more with the same one when its answer got lost on the way.
+A newcomer's trap: a POST is sent with an Idempotency-Key, and once more with the same one when its answer got lost on the way. What
+was turned away because the listener is busy, so that nothing was done, is tried again a few times whatever it is.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ URL_VARIABLE, TOKEN_VARIABLE, CA_VARIABLE = "XKSFAST_ADMIN_URL", "XKSFAST_ADMIN_
 CONNECT_TIMEOUT_S = 15.0  # a listener that starts just now lets one wait
 ANSWER_TIMEOUT_S = 120.0  # an HSM may take its time to make a key
 PAGE = 1000
+BUSY = 503
+BUSY_WAITS_S = (0.2, 0.5, 1.0, 2.0)  # before what was turned away is tried again
 _BY_A_RULE = (403, 404, 405, 409, 412, 413, 422)
 
 
@@ -130,21 +134,23 @@ class Client:
 
     def lines(self, where: str, body: Any) -> Iterator[dict[str, Any]]:
         """The objects of an answer of JSON lines, as they come. The last one is no promise: see its `event`."""
-        try:
-            with self._http.stream(
-                "POST",
-                where,
-                content=_encoded(body) if body is not None else None,
-                headers=_JSON,
-                timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            ) as response:
-                if response.status_code != 200:
-                    response.read()
-                    self._document(response)
-                for line in response.iter_lines():
-                    yield orjson.loads(line)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
+        content = _encoded(body) if body is not None else None
+        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        for wait_s in (*BUSY_WAITS_S, None):
+            try:
+                with self._http.stream("POST", where, content=content, headers=_JSON, timeout=timeout) as response:
+                    if response.status_code != 200:
+                        response.read()
+                    if wait_s is None or not _is_busy(response):
+                        if response.status_code != 200:
+                            self._document(response)
+                        for line in response.iter_lines():
+                            yield orjson.loads(line)
+                        return
+            except httpx.HTTPError as error:
+                if wait_s is None or not _was_turned_away(error):
+                    raise self._unreachable(error) from None
+            time.sleep(wait_s)
 
     def _send(
         self,
@@ -162,15 +168,20 @@ class Client:
         }
         sent = {**(headers or {}), **(_JSON if body is not None else {})}
         content = _encoded(body) if body is not None else None
-        attempts = 2 if "Idempotency-Key" in sent else 1
-        for attempt in range(1, attempts + 1):
+        may_repeat = "Idempotency-Key" in sent
+        for wait_s in (*BUSY_WAITS_S, None):
             try:
-                return self._http.request(method, where, params=chosen, content=content, headers=sent)
+                response = self._http.request(method, where, params=chosen, content=content, headers=sent)
+                if wait_s is None or not _is_busy(response):
+                    return response
             except (httpx.RemoteProtocolError, httpx.ReadError) as error:
-                if attempt == attempts:
+                if not may_repeat:
                     raise self._unreachable(error) from None
+                may_repeat = False
             except httpx.HTTPError as error:
-                raise self._unreachable(error) from None
+                if wait_s is None or not _was_turned_away(error):
+                    raise self._unreachable(error) from None
+            time.sleep(wait_s or 0)
         raise AssertionError("unreachable")
 
     def _document(self, response: httpx.Response) -> Any:
@@ -181,6 +192,8 @@ class Client:
         if response.is_success and (document is not None or response.status_code == 204):
             return document
         if not isinstance(document, dict) or "rule" not in document:
+            if response.status_code == BUSY:
+                raise RequestFailed(f"{self.url} is busy: it answers 503, and did so each time; try again in a moment")
             raise RequestFailed(
                 f"{self.url} answers {response.status_code} without a document: it is no admin listener of xksfast; "
                 f"name that (admin.listen in its configuration) with --admin or {URL_VARIABLE}"
@@ -204,6 +217,8 @@ class Client:
             return RequestFailed(f"{self.url}: its certificate is not accepted: {fault}. {next}")
         if "WRONG_VERSION_NUMBER" in text or "record layer" in text.lower():
             return RequestFailed(f"{self.url} does not speak TLS: try http:// when it is on this machine")
+        if _was_turned_away(error):
+            return RequestFailed(f"{self.url} is busy: it closed each connection before TLS was set up; try again in a moment")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return RequestFailed(
                 f"nothing answers at {self.url}: is the proxy running, with its state in a database? "
@@ -215,6 +230,24 @@ class Client:
 
 
 _JSON = {"Content-Type": "application/json"}
+
+
+def _is_busy(response: httpx.Response) -> bool:
+    """Whether nothing was done because too many connections are at work. Other answers of 503 say what is away."""
+    if response.status_code != BUSY:
+        return False
+    try:
+        document = orjson.loads(response.content)
+    except ValueError:
+        return True  # something before the listener
+    return not isinstance(document, dict) or document.get("rule", "busy") == "busy"
+
+
+def _was_turned_away(error: Exception) -> bool:
+    """Whether somebody listens who closed the connection before a request could be sent over it, as one does who has too many."""
+    return isinstance(error, httpx.ConnectError) and any(
+        word in str(error) for word in ("UNEXPECTED_EOF", "EOF occurred", "Connection reset", "ECONNRESET", "Broken pipe")
+    )
 
 
 def _encoded(body: Any) -> bytes:

@@ -19,10 +19,12 @@ PIECE = 2000  # names in one request
 
 
 def chosen(shell: Shell, names: list[str] | None, everything: bool, where: tuple[str, ...], member: str) -> list[str]:
-    """The names that were given, or all that there are."""
+    """The names that were given, or all names. OperatorError for one that is no name: an empty variable must not mean all."""
     if bool(names) == everything:
         raise OperatorError("name some, or say --all")
     if names:
+        for name in names:
+            path(*where, name)
         return list(dict.fromkeys(names))
     return [str(item[member]) for item in shell.api.items(path(*where))]
 

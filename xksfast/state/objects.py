@@ -3,7 +3,7 @@
 
 What lives here: shapes. What must not: rules (admin/service) and I/O. No object holds a secret: it names one by `secret_id`, and the
 sealed bytes stand in a table of their own, so that the event log can be kept for ever and a removed secret cannot be found in it.
-Times are unix seconds. Every object but an Operator's grants is visible to every auditor.
+Times are unix seconds. Every object is visible to who may read all key stores; what others see, admin/plans/sight says.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ from xksfast.state.writer import Writer
 class Plan:
     """What a use case wants done, all of it or nothing. answer: what its caller is told when it is done.
 
+    forgotten_actor: whose kept answers nobody may get again.
+
     transaction: the id that its events are to carry. When there are events of that id, another node did it, and nothing is done.
     """
 
@@ -34,6 +36,7 @@ class Plan:
     transaction: str = ""
     new_secrets: Sequence[SealedSecret] = ()
     removed_secrets: Sequence[str] = ()
+    forgotten_actor: str = ""
     answer: Any = None
 
 
@@ -165,6 +168,8 @@ class StateStore:
         writer.put_secrets(plan.new_secrets)
         for secret_id in plan.removed_secrets:
             writer.remove_secret(secret_id)
+        if plan.forgotten_actor:
+            writer.forget_idempotency_of(plan.forgotten_actor)
         return events
 
     def _check(self, changes: Sequence[Change]) -> None:

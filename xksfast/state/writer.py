@@ -160,6 +160,10 @@ class Writer:
         )
         return int(result.rowcount)
 
+    def forget_idempotency_of(self, actor: str) -> None:
+        """Those that were given to this actor: they may show secrets, and it is gone."""
+        self._connection.execute(delete(schema.idempotency).where(schema.idempotency.c.actor == actor))
+
     def has_transaction(self, transaction: str) -> bool:
         """Whether a transaction's events are there. Under the write lock nobody can still be about to commit it."""
         found = select(schema.events.c.seq).where(schema.events.c.transaction == transaction).limit(1)

@@ -112,3 +112,36 @@ def test_a_store_cannot_be_disabled_in_bulk(admin: httpx.Client, store: str) -> 
     answer = lines(admin.post("/v1/bulk", json={"action": "disable", "stores": [store]}))
     assert "cannot be disabled" in str(answer[-2]["problem"])
     assert answer[-1]["failed"] == 1
+
+
+@pytest.mark.parametrize("action", ["block", "unblock", "enable", "disable"])
+@pytest.mark.parametrize("member", [{"keys": ["{}"]}, {"keys": ["{}/"]}, {"keys": ["/{}"]}, {"keys": [""]}, {"keys": ["{}/a/b"]},
+                                    {"keys": ["{}/one", "{}/"]}, {"stores": [""]}, {"stores": ["{}/"]}])  # fmt: skip
+def test_a_bulk_name_that_is_not_whole_is_never_taken_for_a_store(
+    rig: Rig, admin: httpx.Client, store: str, action: str, member: dict[str, list[str]]
+) -> None:
+    before = rig.read(lambda state: state.seq)
+    named = {field: [name.format(store) for name in names] for field, names in member.items()}
+    answer = admin.post("/v1/bulk", json={"action": action, **named})
+    assert (answer.status_code, answer.json()["rule"]) == (422, "field-invalid"), answer.text
+    assert rig.read(lambda state: state.seq) == before
+    assert admin.get(f"/v1/stores/{store}").json()["blocked"] is False
+
+
+@pytest.mark.parametrize("external_key_id", ["", "a/b", ".", ".."])
+def test_a_declared_key_without_a_name_is_never_taken_for_its_store(
+    rig: Rig, admin: httpx.Client, store: str, external_key_id: str
+) -> None:
+    before = rig.read(lambda state: state.seq)
+    declared = {"region": "us-east-1", "key_source": "local", "keys": {external_key_id: {"label": "x", "blocked": True}}}
+    answer = admin.post("/v1/apply", json={"key_stores": {store: declared}})
+    assert (answer.status_code, answer.json()["rule"]) == (409, "declaration-impossible"), answer.text
+    assert rig.read(lambda state: state.seq) == before
+
+
+def test_a_path_without_a_key_reaches_no_store(rig: Rig, admin: httpx.Client, store: str) -> None:
+    before = rig.read(lambda state: state.seq)
+    for where in ("keys//block", "keys/block", "keys/", "keys/%2F/block", "keys/%20/block"):
+        answer = admin.post(f"/v1/stores/{store}/{where}", json={})
+        assert answer.status_code in (404, 405) or "There is no key" in answer.text, (where, answer.text)
+    assert rig.read(lambda state: state.seq) == before

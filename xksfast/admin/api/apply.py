@@ -8,11 +8,12 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from xksfast.admin.actors import Actor
 from xksfast.admin.api import streams
 from xksfast.admin.api.parts import ActorIn, Parts, PartsIn
 from xksfast.admin.api.problems import documented
 from xksfast.admin.api.route import BEARER, AdminRoute, answer
-from xksfast.admin.applying import carry_out, check_rights, check_sight, steps_of
+from xksfast.admin.applying import carry_out, check_labels, check_rights, check_sight, steps_of
 from xksfast.admin.declaration import ApplyRequest, Plan, plan_of
 from xksfast.admin.refusals import Refused
 
@@ -59,7 +60,7 @@ class ApplyLine(BaseModel):
 async def plan(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Response:
     """Changes nothing. An empty plan: the state is so already."""
     check_sight(actor, request)
-    made = _plan(parts, request)
+    made = _plan(parts, actor, request)
     return answer(
         PlanView(
             steps=[StepView(sign=step.sign, target=step.target, what=step.what, why=step.why) for step in made.steps],
@@ -83,7 +84,7 @@ async def apply(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Respon
     others. May be asked for again: what is so already stays so.
     """
     check_sight(actor, request)
-    made = _plan(parts, request)
+    made = _plan(parts, actor, request)
     check_rights(actor, made)
     made.raise_problems()
 
@@ -110,6 +111,9 @@ async def apply(request: ApplyRequest, parts: PartsIn, actor: ActorIn) -> Respon
     return streams.streamed(parts, work)
 
 
-def _plan(parts: Parts, request: ApplyRequest) -> Plan:
+def _plan(parts: Parts, actor: Actor, request: ApplyRequest) -> Plan:
     with parts.reading() as state:
-        return plan_of(state, request, groups=parts.groups)
+        made = plan_of(state, request, groups=parts.groups, sees=actor.may_see)
+        if not made.problems:
+            check_labels(parts.service.labels, state, actor, made)
+        return made

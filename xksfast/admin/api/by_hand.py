@@ -12,7 +12,7 @@ from pydantic import Field
 from xksfast.admin import by_hand
 from xksfast.admin.api.parts import ActorIn, PartsIn
 from xksfast.admin.api.problems import documented
-from xksfast.admin.api.route import BEARER, AdminRoute, AskedIn, answer, once_for
+from xksfast.admin.api.route import BEARER, AdminRoute, AskedIn, answer, needs, once_for
 from xksfast.admin.api.views import View
 from xksfast.admin.aws.findings import worst
 from xksfast.admin.aws.topology import service_principal
@@ -104,6 +104,7 @@ async def show_snippet(
     summary="The same with a new credential, whose secret is in this answer and never again",
     responses=documented(404, 409, 413),
 )
+@needs("operate")
 async def issue_snippet(store: str, request: SnippetRequest, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """By the right that the credentials file needs. Credentials that there are stay valid until they are removed."""
     made = by_hand.snippet_with_credential(parts.service, actor, store, request)

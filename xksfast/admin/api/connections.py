@@ -17,6 +17,7 @@ from xksfast.admin.api.route import (
     IfMatch,
     answer,
     gone,
+    needs,
     once_for,
     revision_of,
 )
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/v1/aws-connections", tags=["aws-connections"], route
 @router.post(
     "", status_code=201, response_model=ConnectionView, summary="Create an AWS connection", responses=documented(409, 413)
 )
+@needs("manage", made="name")
 async def create_connection(request: ConnectionCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """boto3 finds the credential itself: by profile, by role, or in the environment of the proxy."""
 

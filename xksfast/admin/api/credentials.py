@@ -17,6 +17,7 @@ from xksfast.admin.api.route import (
     IfMatch,
     answer,
     gone,
+    needs,
     once_for,
     revision_of,
 )
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/v1/stores/{store}/credentials", tags=["credentials"]
     summary="Rotate: issue a new credential beside those that there are",
     responses=documented(404, 409, 413),
 )
+@needs("operate")
 async def rotate_credential(
     store: str, parts: PartsIn, actor: ActorIn, asked: AskedIn, request: CredentialGiven | None = None
 ) -> Response:

@@ -20,6 +20,7 @@ from xksfast.admin.api.route import (
     IfMatch,
     answer,
     gone,
+    needs,
     once_for,
     revision_of,
 )
@@ -33,6 +34,7 @@ router = APIRouter(prefix="/v1/stores/{store}/keys", tags=["keys"], route_class=
 
 
 @router.post("", status_code=201, response_model=KeyView, summary="Create a key", responses=documented(404, 409, 413))
+@needs("operate", made="external_key_id")
 async def create_key(store: str, request: KeyCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """Its source key is made, brought to every partition and proven, unless `label` names one that is there."""
     once = once_for(asked, 201, _key_of(store, request.external_key_id))
@@ -111,6 +113,7 @@ async def delete_key(
     summary="Rotate a key: a new version encrypts from now on",
     responses=documented(404, 409, 412, 413),
 )
+@needs("operate")
 async def rotate_key(
     store: str,
     key: str,

@@ -17,6 +17,7 @@ from xksfast.admin.api.route import (
     IfMatch,
     answer,
     gone,
+    needs,
     once_for,
     revision_of,
 )
@@ -43,6 +44,7 @@ async def whoami(actor: ActorIn) -> Response:
     summary="Create an operator and its token",
     responses=documented(404, 409, 413),
 )
+@needs("manage", made="name")
 async def create_operator(request: OperatorCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """The token is in this answer and never again."""
 

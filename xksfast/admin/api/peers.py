@@ -15,6 +15,7 @@ import msgspec
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel
 
+from xksfast.admin.api.door import admit
 from xksfast.admin.api.problems import documented
 from xksfast.admin.block_journal import PendingBlock
 from xksfast.admin.peers import ALLOWED_SKEW_S, MAC_HEADER, PEER_PATH, TIME_HEADER
@@ -39,8 +40,11 @@ class PeerDoor:
         self._clock = clock
         self._heard: dict[str, float] = {}  # MAC -> until when it would count as authentic
 
-    async def take(self, stamp: str, mac: str, body: bytes) -> None:
-        """Refused unless another node has sent this just now, for the first time. OperatorError: a worker did not confirm."""
+    async def take(self, stamp: str, mac: str, body: bytes, admit: Callable[[], None] = lambda: None) -> None:
+        """Refused unless another node has sent this just now, for the first time. OperatorError: a worker did not confirm.
+
+        admit: called when it is another node's.
+        """
         if not self._authentic(stamp, mac.lower(), body):
             raise Refused(
                 "unauthenticated",
@@ -61,6 +65,7 @@ class PeerDoor:
         if len(self._heard) >= MAX_HEARD:
             raise Refused("unavailable", "peer-busy", "This node has heard too many blocks in a minute", next="Send it again")
         self._heard[mac.lower()] = now + 2 * ALLOWED_SKEW_S
+        admit()
         await self._enforce(block)
 
 
@@ -80,5 +85,5 @@ async def hear_block(
     peers: PeerDoor | None = request.app.state.parts.peers
     if peers is None:
         raise Refused("not_found", "no-peers", "This node shares its state with no other")
-    await peers.take(stamp, mac, await request.body())
+    await peers.take(stamp, mac, await request.body(), lambda: admit(request.scope))
     return Response(Heard().model_dump_json(), media_type="application/json")

@@ -121,13 +121,13 @@ def problem(
     return Response(body.model_dump_json(), status, named, MEDIA_TYPE)
 
 
-def of_refusal(refusal: Refused) -> Response:
-    """A use case said no."""
+def of_refusal(refusal: Refused, *, sees_all: bool = False) -> Response:
+    """A use case said no. sees_all: whether who asked may see every key store, and so may be told what is near."""
     headers = {"Retry-After": str(refusal.retry_after_s)} if isinstance(refusal, TooMany) else None
     return problem(
         STATUS_BY_CATEGORY[refusal.category],
         refusal.rule,
-        refusal.what,
+        refusal.what + (refusal.near if sees_all else ""),
         field=refusal.field,
         why=refusal.why,
         next=refusal.next,
@@ -225,9 +225,10 @@ def _plain(message: str) -> str:
 def install(app: FastAPI) -> None:
     """Every error of the app is answered in this shape."""
 
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        return of_refusal(error)
+        actor = getattr(request.state, "actor", None)
+        return of_refusal(error, sees_all=actor is not None and not actor.stores)
 
     async def unavailable(_: Request, error: Exception) -> Response:
         assert isinstance(error, OperatorError)

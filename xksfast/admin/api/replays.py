@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Idempotency-Key: a POST that is sent again by the same operator with the same key gets the first answer again.
+"""Idempotency-Key: a POST that is sent again with the same token and the same key gets the first answer again.
 
 Kept in the database for KEPT_S, so that every node knows of it, and in the transaction of the change itself: there is never a change
 without its answer. Only what was done is kept: a refusal changed nothing, so the same key may be tried again. A newcomer's trap: an
@@ -170,8 +170,11 @@ class Asked:
         return Once(self.key, answer, self.replays.kept_since_ms)
 
 
-def checked_key(actor: str, given: str) -> str:
-    """The key of an operator's request, as it is kept. Refused when it is not 1 to 128 printable characters."""
+def checked_key(token: str, given: str) -> str:
+    """The key of a request, as it is kept. token: the hash of the one that it came with, for a name may be another operator's later.
+
+    Refused when it is not 1 to 128 printable characters.
+    """
     if not 1 <= len(given) <= MAX_KEY_CHARS or not given.isascii() or not given.isprintable():
         raise Refused(
             "invalid",
@@ -180,7 +183,7 @@ def checked_key(actor: str, given: str) -> str:
             next="Send a random UUID",
             field="Idempotency-Key",
         )
-    return hashlib.sha256(f"{actor}\n{given}".encode()).hexdigest()
+    return hashlib.sha256(f"{token}\n{given}".encode()).hexdigest()
 
 
 def fingerprint(method: str, target: str, body: bytes) -> str:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
+import orjson
 from fastapi import Depends, Header, Query, Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query as QueryParameter
@@ -16,6 +18,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from xksfast.admin.api import replays
+from xksfast.admin.api.door import admit
 from xksfast.admin.refusals import Refused, Repeated
 from xksfast.state.projection import State
 from xksfast.state.store import Once
@@ -27,6 +30,26 @@ BEARER = Depends(HTTPBearer(auto_error=False, scheme_name="token", description="
 _ETAG = re.compile(r'(?:W/)?"([0-9]{1,18})"')
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def needs(right: str, *, made: str = "") -> Callable[[Endpoint], Endpoint]:
+    """For a route that takes `asked`: the right that its use case asks for, on the store of the path if there is one.
+
+    An answer of the day before is for those alone who may still ask for it. made: the member of the answer that follows in Location.
+    """
+
+    def marked(endpoint: Endpoint) -> Endpoint:
+        endpoint.needs = _Needs(right, made)  # type: ignore[attr-defined]
+        return endpoint
+
+    return marked
+
+
+@dataclass(frozen=True)
+class _Needs:
+    right: str
+    made: str
 
 
 class AdminRoute(APIRoute):
@@ -40,6 +63,9 @@ class AdminRoute(APIRoute):
         """Authenticate, then what FastAPI does; a POST that may be repeated is carried out once."""
         original = super().get_route_handler()
         repeatable = "asked" in inspect.signature(self.endpoint).parameters
+        needed: _Needs | None = getattr(self.endpoint, "needs", None)
+        if repeatable and needed is None:
+            raise TypeError(f"{self.path} takes Idempotency-Key: say by @needs which right it asks for")
         known = get_flat_params(self.dependant)
         parameters = {one.alias for one in known if isinstance(one.field_info, QueryParameter)}
 
@@ -47,29 +73,35 @@ class AdminRoute(APIRoute):
             parts = request.app.state.parts
             address = request.client.host if request.client else "local"
             actor = parts.authenticator.actor(request.headers.get("authorization", ""), address)
+            admit(request.scope)
             request.state.actor = actor
             request.state.asked = None
             _refuse_unknown(parameters, request.query_params)
             given = request.headers.get("idempotency-key") if repeatable else None
-            if given is None:
+            if given is None or needed is None:
                 return await original(request)
-            key = replays.checked_key(actor.name, given)
+            actor.require(needed.right, request.path_params.get("store"))
+            key = replays.checked_key(actor.token, given)
+
+            def replayed(status: int, body: bytes) -> Response:
+                return _replayed(status, body, request.url.path, needed.made)
+
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             fingerprint = replays.fingerprint(request.method, target, await request.body())
             async with parts.replays.once(key):
                 former = await parts.replays.find(key, fingerprint)
                 if former is not None:
-                    return _replayed(*former)
+                    return replayed(*former)
                 request.state.asked = replays.Asked(parts.replays, key, actor.name, fingerprint)
                 try:
                     return await original(request)
                 except Repeated as repeated:  # another node was faster
-                    return _replayed(*parts.replays.answer_of(repeated.row, fingerprint))
+                    return replayed(*parts.replays.answer_of(repeated.row, fingerprint))
                 except Refused:  # perhaps for that reason: what it made is there already
                     former = await parts.replays.find(key, fingerprint)
                     if former is None:
                         raise
-                    return _replayed(*former)
+                    return replayed(*former)
 
         return handle
 
@@ -90,8 +122,14 @@ def _refuse_unknown(parameters: Collection[str], given: Iterable[str]) -> None:
             )
 
 
-def _replayed(status: int, body: bytes) -> Response:
+def _replayed(status: int, body: bytes, path: str, made: str) -> Response:
+    """ETag and Location are those of the first answer: both stand in its body."""
     headers = {replays.REPLAYED_HEADER: "true", "Cache-Control": "no-store"}
+    document = orjson.loads(body)
+    if "revision" in document:
+        headers["ETag"] = f'"{document["revision"]}"'
+    if made:
+        headers["Location"] = f"{path}/{document[made]}"
     return Response(body, status, headers, "application/json")
 
 

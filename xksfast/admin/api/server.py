@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from xksfast.admin.api import problems
+from xksfast.admin.api.door import ADMIT, Door, Visitor
 from xksfast.config import Address
 from xksfast.errors import OperatorError
 from xksfast.line_limit import LineLimit
@@ -26,7 +28,6 @@ from xksfast.log import Log
 
 BACKLOG = 128
 KEEP_ALIVE_S = 30
-MAX_CONCURRENT = 256  # connections; beyond it 503, at once
 HEADER_PATIENCE_S = 10.0  # from the connection, or the first byte of a further request, to the end of the headers
 DRAIN_S = 5
 TICK_S = 1.0
@@ -83,6 +84,7 @@ async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate:
     """
     context = tls_context(certificate, private_key) if certificate else None
     _log_by(log)
+    sock.setblocking(False)
     config = uvicorn.Config(
         app,
         loop="none",
@@ -94,14 +96,11 @@ async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate:
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        limit_concurrency=MAX_CONCURRENT,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
     config.load()
-    config.ssl = context
-    sock.setblocking(False)
-    server = ApiServer(_Server(config), sock, context)
+    server = ApiServer(_Server(config, Door(sock, context, log)), sock, context)
     await server.started()
     log.info("admin_listening", url=server.url)
     return server
@@ -110,26 +109,36 @@ async def serve_api(app: ASGIApp, sock: socket.socket, log: Log, *, certificate:
 class _Protocol(HttpToolsProtocol):
     """Whoever opens a connection must say what it wants in time, or else a few hundred silent ones would keep operators out."""
 
+    visitor: Visitor
     _deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Between two requests."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A request is due."""
+        self.visitor.server = self
         super().connection_made(transport)
         self._await_headers()
 
     def on_message_begin(self) -> None:
         """The next request on the same connection has begun."""
         super().on_message_begin()
+        self.scope[ADMIT] = self.visitor.admit  # type: ignore[literal-required]
         self._await_headers()
 
     def on_headers_complete(self) -> None:
         """In time."""
         self._stop_waiting()
+        self.app = _busy if self.visitor.door_is_full else self.config.loaded_app
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is due any more."""
         self._stop_waiting()
+        self.visitor.leave()
         super().connection_lost(exc)
 
     def _await_headers(self) -> None:
@@ -143,14 +152,29 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
         super().__init__(config)
         self._closing = asyncio.Event()
+        self._door = door
 
     def close(self) -> None:
         """Ends the main loop."""
         self.should_exit = True
         self._closing.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own accepts without an end, and keeps who shakes hands for a minute."""
+        await self.lifespan.startup()
+        self.servers = []
+        self._door.open(
+            lambda: _Protocol(self.config, server_state=self.server_state, app_state=self.lifespan.state), self.config.backlog
+        )
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Nobody comes in any more; then as uvicorn does it."""
+        self._door.close()
+        await super().shutdown(sockets)
 
     async def main_loop(self) -> None:
         """A tick a second, for the Date header: uvicorn's own ten wake a process that has nothing to do."""
@@ -162,6 +186,18 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The supervisor's signals are none of its business."""
         yield
+
+
+async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """To whom the door could not be kept shut: every connection is at work for somebody who has authenticated."""
+    answer = problems.problem(
+        503,
+        "busy",
+        "The administration has more connections at work than it serves at once",
+        next="Try again in a moment",
+        headers={"Connection": "close"},
+    )
+    await answer(scope, receive, send)
 
 
 def tls_context(certificate: str, private_key: str) -> ssl.SSLContext:

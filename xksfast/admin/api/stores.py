@@ -19,6 +19,7 @@ from xksfast.admin.api.route import (
     IfMatch,
     answer,
     gone,
+    needs,
     once_for,
     revision_of,
 )
@@ -50,6 +51,7 @@ router = APIRouter(prefix="/v1/stores", tags=["stores"], route_class=AdminRoute,
     summary="Create a key store, with its first credential",
     responses=documented(404, 409, 413),
 )
+@needs("manage", made="name")
 async def create_store(request: StoreCreate, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """A trial operation on its key source comes first. The secret of the credential is in this answer and never again."""
 
@@ -163,6 +165,7 @@ async def teardown(store: str, parts: PartsIn, actor: ActorIn) -> Response:
     summary="Issue a credential as a file for the AWS console",
     responses=documented(404, 409),
 )
+@needs("operate")
 async def make_credentials_file(store: str, parts: PartsIn, actor: ActorIn, asked: AskedIn) -> Response:
     """A new credential, since the secrets of those that there are cannot be read any more. Those stay valid until they are removed."""
 

@@ -85,8 +85,8 @@ CONNECTION_ERRORS: dict[str, Explanation] = {
     "XKS_PROXY_INVALID_TLS_CONFIGURATION": Explanation(
         "The TLS handshake failed: the certificate has expired, names another host in its common name, lacks its intermediate "
         "certificates, comes from an authority that AWS KMS does not trust, or TLS is older than 1.2",
-        "Run xksfast doctor, which checks each of these; AWS's list is TrustedCertificateAuthorities in github.com/aws/"
-        f"aws-kms-xksproxy-api-spec; install the right certificate (SIGHUP reloads it), {_RECONNECT}",
+        "Run `xksfast aws topology STORE`, which looks at the certificate; AWS's list is TrustedCertificateAuthorities in "
+        f"github.com/aws/aws-kms-xksproxy-api-spec; install the right certificate (SIGHUP reloads it), {_RECONNECT}",
     ),
     "XKS_PROXY_NOT_REACHABLE": Explanation(
         "AWS KMS cannot reach the proxy on port 443 over IPv4, or the proxy reports that no partition can serve",
@@ -108,7 +108,7 @@ CONNECTION_ERRORS: dict[str, Explanation] = {
         "The VPC endpoint service does not meet the requirements: a network load balancer in at least two Availability Zones, no "
         "acceptance required, cks.kms.<region>.amazonaws.com allowed, a verified private DNS name of its own, "
         "a certificate for that name",
-        f"Go through the list that xksfast doctor prints for VPC_ENDPOINT_SERVICE, {_RECONNECT}",
+        f"Go through the list that `xksfast aws topology STORE --connectivity VPC_ENDPOINT_SERVICE` prints, {_RECONNECT}",
     ),
     "CLUSTER_NOT_FOUND": Explanation(_CLOUDHSM + "; AWS KMS does not find the cluster", _CLOUDHSM_NEXT),
     "INSUFFICIENT_CLOUDHSM_HSMS": Explanation(_CLOUDHSM + "; the cluster has no active HSM", _CLOUDHSM_NEXT),
@@ -153,7 +153,7 @@ EXCEPTIONS: dict[str, Explanation] = {
     ),
     "XksProxyInvalidConfigurationException": Explanation(
         "AWS KMS reached the proxy, but path or TLS are not right",
-        "See AWS's words below; check prefix and certificate with xksfast doctor and xksfast test URL",
+        "See AWS's words below; check prefix and certificate with `xksfast aws topology STORE` and `xksfast test URL`",
     ),
     "XksProxyInvalidResponseException": CONNECTION_ERRORS["XKS_PROXY_INVALID_RESPONSE"]._replace(
         next="Call the endpoint as AWS KMS does (xksfast test URL) and look at the proxy's log for the time of this call"
@@ -167,7 +167,7 @@ EXCEPTIONS: dict[str, Explanation] = {
     ),
     "XksProxyVpcEndpointServiceInvalidConfigurationException": CONNECTION_ERRORS[
         "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION"
-    ]._replace(next="Go through the list that xksfast doctor prints for VPC_ENDPOINT_SERVICE"),
+    ]._replace(next="Go through the list that `xksfast aws topology STORE --connectivity VPC_ENDPOINT_SERVICE` prints"),
     "CustomKeyStoreNameInUseException": Explanation(
         "Another custom key store of this account and Region has that name",
         "Choose another name, or link that one if it is meant",

@@ -195,6 +195,28 @@ def find_unlinked(
     return found
 
 
+def foreign_problem(store: KeyStore, seen: CustomKeyStore, credentials: Collection[Credential]) -> str:
+    """Why a custom key store is not this key store's: "" when AWS calls its path at its endpoint and signs with a credential of it.
+
+    Nothing of what AWS shows of it is quoted: it may be another key store's. credentials: all of the store.
+    """
+    if seen.type != EXTERNAL_KEY_STORE:
+        return "it is no external key store"
+    if seen.uri_path != uri_path(store):
+        return f"AWS calls another path by it than this key store's, {uri_path(store)}"
+    if _host(seen.endpoint) != _host(store.endpoint):
+        return f"AWS calls another endpoint by it than this key store's, {store.endpoint or 'which is not set'}"
+    if seen.access_key_id not in {credential.access_key_id for credential in credentials}:
+        return "AWS signs with a credential by it that this key store does not have"
+    return ""
+
+
+def is_foreign(store: KeyStore, seen: CustomKeyStore, credentials: Collection[Credential]) -> bool:
+    """Whether nothing that AWS shows of a custom key store is of this key store. Of one that is linked a part may have changed."""
+    signs = seen.access_key_id in {credential.access_key_id for credential in credentials}
+    return seen.type != EXTERNAL_KEY_STORE or (seen.uri_path != uri_path(store) and not signs)
+
+
 def unlinked_keys(keys: Iterable[Key], seen: Iterable[KmsKey]) -> list[tuple[Key, KmsKey]]:
     """Our unlinked keys of one store for which its custom key store holds a KMS key. seen: `keys_of_store` of it."""
     free = {key.external_key_id: key for key in keys if key.link is None}

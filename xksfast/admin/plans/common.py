@@ -16,7 +16,9 @@ def find_store(state: State, name: str) -> KeyStore:
     """Or Refused."""
     store = state.key_stores.get(name)
     if store is None:
-        raise no_such("key store", name, nearest(name, state.key_stores))
+        refusal = no_such("key store", name)
+        refusal.near = nearest(name, state.key_stores)
+        raise refusal
     return store
 
 

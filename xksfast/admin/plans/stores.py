@@ -12,7 +12,7 @@ from xksfast.admin.plans.common import changed, check_revision, created, find_st
 from xksfast.admin.refusals import Refused, invalid
 from xksfast.state import rules
 from xksfast.state.events import Change
-from xksfast.state.objects import Credential, KeyStore, StoreLink
+from xksfast.state.objects import AwsConnection, Credential, KeyStore, StoreLink
 from xksfast.state.projection import State
 from xksfast.toml_reader import nearest
 
@@ -131,9 +131,9 @@ def _check(state: State, store: KeyStore, *, before: KeyStore | None = None) -> 
         raise Refused(
             "conflict",
             "prefix-taken",
-            f"Key store {other.name!r} has the uri_path_prefix {store.uri_path_prefix!r} already",
+            f"Another key store has the uri_path_prefix {store.uri_path_prefix!r} already",  # which one is not everybody's to know
             why="The prefix of a request's path tells the key store",
-            next="Choose another one",
+            next="Choose another one; `xksfast store list` shows those of the key stores that you may see",
             field="uri_path_prefix",
         )
 
@@ -141,10 +141,44 @@ def _check(state: State, store: KeyStore, *, before: KeyStore | None = None) -> 
 def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
     """What is known of the custom key store in AWS. Once linked a store stays so, until AWS has deleted it."""
     store = find_store(state, name)
+    if link is not None and store.link is None and link.custom_key_store_id in _linked_ids(state):
+        raise Refused(
+            "conflict",
+            "custom-key-store-taken",
+            f"Custom key store {link.custom_key_store_id} in AWS is linked to another key store",
+            why="The key store that is linked to it decides where AWS sends its requests, and by which credential",
+            next="Name the custom key store that was made for this key store, or leave the id out to have one made",
+            field="custom_key_store_id",
+        )
     action = (
         "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
     )
     return changed(action, store, replace(store, link=link))
+
+
+def check_connection(store: KeyStore, connection: AwsConnection) -> None:
+    """Whether the connection leads to where the store belongs."""
+    if connection.region != store.region:
+        raise Refused(
+            "conflict",
+            "connection-of-other-region",
+            f"AWS connection {connection.name!r} is for {connection.region}, key store {store.name!r} for {store.region}",
+            why="A custom key store is of one Region, and what AWS signs for another one is refused here",
+            next="Take a connection of the key store's Region: `xksfast aws list`",
+            field="connection",
+        )
+    if store.account and connection.account != store.account:
+        raise Refused(
+            "conflict",
+            "connection-of-other-account",
+            f"AWS connection {connection.name!r} is for account {connection.account}, key store {store.name!r} for {store.account}",
+            next="Take a connection of the key store's account (`xksfast aws list`), or correct `account` of the key store",
+            field="connection",
+        )
+
+
+def _linked_ids(state: State) -> set[str]:
+    return {store.link.custom_key_store_id for store in state.key_stores.values() if store.link is not None}
 
 
 def check_linkable(store: KeyStore) -> None:
