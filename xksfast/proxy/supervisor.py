@@ -73,6 +73,7 @@ class Supervisor:
 
     on_ready: called once when every worker serves.
     hangup_ends: SIGHUP ends it in place of reloading.
+    accept_older_state: a database that went back is followed as it is, by the first control process that loads it.
     command: starts a child, with its hidden command and descriptor appended.
     """
 
@@ -83,6 +84,7 @@ class Supervisor:
         on_ready: OnReady | None = None,
         *,
         hangup_ends: bool = False,
+        accept_older_state: bool = False,
         command: Sequence[str] = CHILD_COMMAND,
     ) -> None:
         self._config = config
@@ -90,6 +92,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._command = command
         self._hangup_ends = hangup_ends
+        self._accept_older_state = accept_older_state
         self._log = Log("supervisor")
         self._started_unix_s = time()
         self._listeners: list[Listener] = []
@@ -309,13 +312,15 @@ class Supervisor:
     def _control_started(self) -> None:
         self._state_problems = ()  # it tells anew
         listener = self._admin_address.sock if self._admin_address is not None else None
-        self._control.send(messages.StartControl(config=self._config), listener)
+        start = messages.StartControl(self._config, self._accept_older_state, again=self._announced)
+        self._control.send(start, listener)
         for worker in self._workers:
             self._link(worker)
 
     def _on_control(self, message: messages.FromControl, fd: int | None) -> None:
         match message:
             case messages.StateLoaded():
+                self._accept_older_state = False  # the word was given for the state of this start
                 self._log.info("state_loaded", seq=message.seq, key_stores=message.key_stores, keys=message.keys)
                 self._admin_certificate_reloaded(message.admin_certificate)
                 if not self._workers[0].started:  # now that the key tool is done with the tokens
@@ -466,7 +471,9 @@ def run(
     on_ready: OnReady | None = None,
     *,
     hangup_ends: bool = False,
+    accept_older_state: bool = False,
 ) -> int:
     """Supervise until told to stop; the exit code."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+        supervisor = Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends, accept_older_state=accept_older_state)
+        return runner.run(supervisor.run())
