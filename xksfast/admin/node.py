@@ -243,7 +243,7 @@ class Node:
             seq, head = state.seq, state.head
 
         def connect() -> tuple[Database, Sealer, bool]:
-            database = self._opening.connect(seq)
+            database = self._opening.connect(seq, serves=True)
             try:
                 goes_on = database.news(seq, limit=1)[0] == head
                 return database, self._opening.sealer(database) if goes_on else self._sealer, goes_on

@@ -70,15 +70,15 @@ class Opening:
         self._on_events = on_events
         self._log = log
 
-    def connect(self, known_seq: int) -> Database:
+    def connect(self, known_seq: int, *, serves: bool) -> Database:
         """With a data key in it, which the first node of a new state makes under the write lock.
 
         known_seq: the newest event that this node has served; 0: none. A database that holds nothing is then not made a new state of:
-        it is another one, or waits for its backup. SameName: another node of this name uses it.
+        it is another one, or waits for its backup. serves: this node does already; else SameName: another node of this name uses it.
         """
         database = Database.open(self._url, create=not known_seq)
         try:
-            if self._twin is not None:
+            if self._twin is not None and not serves:
                 self._twin.refuse_start(database)
             rows = database.data_keys()
             if not rows and known_seq:
@@ -103,7 +103,7 @@ class Opening:
 
     def from_database(self, journal: BlockJournal, known: Position | None) -> Opened:
         """What it holds; what the local copy holds, when the database went back to before keys of it. known: where the copy ends."""
-        database = self.connect(known[0] if known else 0)
+        database = self.connect(known[0] if known else 0, serves=False)
         try:
             opened = self._opened(database, self.sealer(database))
             opened.store.open()
