@@ -48,7 +48,14 @@ from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
-from xksfast.state.errors import StateError, StateFull, StateReadOnly, StateUnavailable, StateWentBack
+from xksfast.state.errors import (
+    OutcomeUnknown,
+    StateError,
+    StateFull,
+    StateReadOnly,
+    StateUnavailable,
+    StateWentBack,
+)
 from xksfast.state.events import Event
 from xksfast.state.local_copy import read_position
 from xksfast.state.master_key import configured_master_key
@@ -163,7 +170,7 @@ class Node:
         )
         try:
             opened = await self._run(partial(self._opening.from_database, journal, known))
-        except (StateUnavailable, StateFull, StateReadOnly) as error:
+        except (StateUnavailable, StateFull, StateReadOnly, OutcomeUnknown) as error:
             if known is None:
                 raise
             opened = await self._run(partial(self._opening.from_copy, error))
