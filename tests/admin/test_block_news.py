@@ -53,7 +53,7 @@ def test_an_unblock_of_what_no_log_has_yet_records_both_so_that_every_node_ends_
     assert (answer["recorded"], answer["pending"]) == (True, [])
     events = rig.database.events(kind="key_store", id="early", limit=2)
     assert [event.action for event in events] == ["store.unblock", "store.block"]
-    assert events[1].transaction == news.block_id  # by which whoever else has it in a journal ends it
+    assert events[1].transaction == news.block_id  # by which each node that has it in a journal ends it
     assert_served_after_a_tick(rig, admin, "early")
 
 

@@ -94,8 +94,9 @@ def test_two_that_run_both_say_so_until_one_says_that_it_stops() -> None:
     one.look([])
     one.wrote()
     two.wrote()
-    one.look([row(two, 1, "https://two")])
-    two.look([row(one, 2, "https://one")])
+    for heartbeat in (1, 2):
+        one.look([row(two, heartbeat, "https://two")])
+        two.look([row(one, heartbeat, "https://one")])
     assert "another node named 'n1' runs at https://two, and this one at https://one" in one.problem
     assert "another node named 'n1' runs at https://one, and this one at https://two" in two.problem
     assert one.details["twin"] == one.problem
@@ -110,6 +111,7 @@ def test_one_that_is_cut_off_stays_named_for_as_long_as_it_may_serve() -> None:
     one, two = Twin("n1", "a", "https://one", clock), Twin("n1", "b", "https://two")
     one.wrote()
     one.look([row(two, 1, "https://two")])
+    one.look([row(two, 2, "https://two")])
     clock.now += 60
     assert "last heard of" in one.problem
     assert "restart this node" in one.problem
@@ -127,6 +129,7 @@ def test_a_former_process_of_the_same_node_is_no_twin_but_a_cloned_directory_is(
     assert now.problem == ""
     clock.now += SUCCESSOR_S
     now.look([row(former, 3)])
+    now.look([row(former, 4)])
     assert "another node named 'n1'" in now.problem
 
 
@@ -141,6 +144,7 @@ def test_a_twin_is_pending_of_each_block_whatever_it_answers(tmp_path: Path) -> 
     peers = HttpPeers(roster, lambda: SEALER, "", read, one)
     assert peers.names() == []
     one.wrote()
+    one.look([row(two, 1)])
     one.look([row(two, 2)])
     (name,) = peers.names()
     assert asyncio.run(peers.newcomers()) == [name]
@@ -152,6 +156,7 @@ def test_a_twin_is_pending_of_each_block_whatever_it_answers(tmp_path: Path) -> 
 def test_other_nodes_do_not_take_the_word_of_one_for_both(tmp_path: Path) -> None:
     one, two = Twin("n1", "a", ""), Twin("n1", "b", "")
     one.wrote()
+    one.look([row(two, 1)])
     one.look([row(two, 2)])
     rows = [row(one, 3), NodeRow("n2", "1", "", 1, 3, 1, 1, {})]
     roster = Roster("n2", tmp_path / "peers.json", Log("test"))
@@ -168,3 +173,14 @@ def test_other_nodes_do_not_take_the_word_of_one_for_both(tmp_path: Path) -> Non
     for asked in (peers.tell_block("n1", BLOCK), peers.restricted("n1", 1)):
         with pytest.raises(OperatorError, match="another node named 'n1' runs"):
             asyncio.run(asked)
+
+
+def test_a_row_that_a_restored_database_has_from_before_is_no_twin() -> None:
+    clock = Clock()
+    now, former = Twin("n1", "a", "https://one", clock), Twin("n1", "a", "https://one")
+    now.wrote()
+    clock.now += 2 * SUCCESSOR_S
+    for _ in range(3):  # the same row, however often it is restored
+        now.look([row(former, 3)])
+        now.look([row(now, 4)])
+    assert now.problem == ""

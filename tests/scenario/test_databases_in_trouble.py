@@ -262,7 +262,7 @@ def test_a_database_that_went_back_undoes_no_block(pair: Pair, tmp_path: Path) -
                 "key pay/k1 is blocked: recorded there again" in " ".join(status(node)["problems"])
                 for node in (pair.n1, pair.n2)
             ),
-            "whoever was the first to record the block names it",
+            "the first to record the block names it",
             20,
         )
         wait_until(

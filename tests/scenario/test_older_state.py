@@ -274,7 +274,9 @@ def test_a_block_that_a_running_node_knows_reaches_nodes_that_never_heard_of_it(
         (event,) = client.get("/v1/events", params={"actor": "system:restore"}).json()["items"]
         assert (event["action"], event["id"]) == ("key.block", "pay/k1")
         assert client.get("/v1/stores/pay/keys/k1").json()["blocked_reason"] == "drill"
-        assert client.post("/v1/stores/pay/keys/k1/unblock").status_code == 200  # whoever lifts it there is not overruled
+        assert (
+            client.post("/v1/stores/pay/keys/k1/unblock").status_code == 200
+        )  # an operator who lifts it there is not overruled
     wait_until(
         lambda: [client.call("encrypt").error or "ok" for client in pair.clients("k1")] == ["InvalidStateException", "ok"],
         "served by the node that follows the older state",

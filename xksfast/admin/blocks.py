@@ -187,7 +187,7 @@ class Blocks:
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
         """Needs the database: what is not recorded must not be undone by a node that was not told.
 
-        A block that the log has not heard of yet is recorded first, so that its end reaches whoever else has it in a journal.
+        A block that the log has not heard of yet is recorded first, so that its end reaches every node that has it in a journal.
         """
         began = time.monotonic()
         for block in self._journal.pending():

@@ -71,7 +71,7 @@ class Opening:
         self._log = log
 
     def connect(self, known_seq: int, *, serves: bool) -> Database:
-        """With a data key in it, which the first node of a new state makes under the write lock.
+        """Open it, with a data key in it, which the first node of a new state makes under the write lock.
 
         known_seq: the newest event that this node has served; 0: none. A database that holds nothing is then not made a new state of:
         it is another one, or waits for its backup. serves: this node does already; else SameName: another node of this name uses it.

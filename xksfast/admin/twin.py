@@ -59,6 +59,7 @@ class Twin:
         self._run = secrets.token_hex(8)
         self._began = clock()
         self._wrote = False
+        self._suspect: tuple[NodeRow, float] | None = None  # what was in the place of our row, and when
         self._seen: NodeRow | None = None
         self._seen_at = 0.0
         self._seen_time = ""
@@ -104,6 +105,11 @@ class Twin:
             return
         if row.details.get("instance") == self._instance and self._clock() - self._began < SUCCESSOR_S:
             return  # what ran before us is about to end
+        former, self._suspect = self._suspect, (row, self._clock())
+        if former is None or self._clock() - former[1] > SUCCESSOR_S or former[0].details.get("run") != row.details["run"]:
+            return  # a restored database has such a row, too, once
+        if former[0].heartbeat_ms == row.heartbeat_ms:
+            return
         self._seen, self._seen_at = row, self._clock()
         self._seen_time = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 

@@ -96,7 +96,7 @@ class WentBack:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + INTERVAL_S
-        with suppress(StateError):  # it is away again, and whoever follows it tells of that
+        with suppress(StateError):  # it is away again, which the poll tells
             await self._run(lambda: self._look(database))
         await self._tell()
 

@@ -116,7 +116,7 @@ class Sealer:
             raise _does_not_open(row) from None
 
     def holds_same(self, row: SealedSecret, other: Sealer, others: SealedSecret) -> bool:
-        """Whether a row of ours and one of another sealer's hold the same secret. What does not open is the same as nothing."""
+        """Whether a row of this sealer and one of another hold the same secret. What does not open is the same as nothing."""
         try:
             ours, theirs = (mac(secret, SAME_LABEL, b"") for secret in (self.open(row), other.open(others)))
         except SealError:
