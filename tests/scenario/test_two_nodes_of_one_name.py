@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ def test_a_second_node_of_one_name_is_refused_and_the_first_may_restart_at_any_t
         said = second.log_file.read_text()
         assert f"another node named 'n1' runs already, at {n1.admin_url}, and this one is {n2.admin_url}" in said
         assert n1.process is not None
-        n1.process.popen.kill()
+        for pid in (n1.process.pid, *n1.process.children("_control")):  # which lives for seconds more, and tells so
+            os.kill(pid, signal.SIGKILL)
         n1.process.popen.wait(10)
         n1.start()  # at once, as the same instance
         assert n1.process.stop() == 0
