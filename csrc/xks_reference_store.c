@@ -19,8 +19,8 @@
 #define RECORDS_PER_READ 256U
 #define NOT_THERE UINT32_MAX
 
-static const uint8_t HEADER[HEADER_BYTES] = "xksfast key references 1\n";
-static const uint8_t DOMAIN[] = "xksfast key reference 1"; /* hashed with its NUL */
+static const uint8_t HEADER[HEADER_BYTES] = "xksfast-key-references 1\n";
+static const uint8_t DOMAIN[] = "xksfast-key-reference 1"; /* hashed with its NUL */
 
 typedef struct record {
     uint8_t name[XKS_REFERENCE_NAME_BYTES];

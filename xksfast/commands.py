@@ -72,11 +72,21 @@ def version(json: Json = False) -> None:
 
 
 @app.command()
-def serve(config: Annotated[Path, typer.Option("--config", help="The configuration file (TOML).")]) -> None:
+def serve(
+    config: Annotated[Path, typer.Option("--config", help="The configuration file (TOML).")],
+    accept_older_state: Annotated[
+        bool,
+        typer.Option(
+            "--accept-older-state",
+            help="Follow a database that went back (a restored backup, a fail-over that lost events) as it is: keys that only this "
+            "node knows are not put back, nor keep it from following. Its local copy is kept, and blocks stay. For one start.",
+        ),
+    ] = False,
+) -> None:
     """Serve as the configuration says. SIGHUP reloads certificates and state, SIGTERM drains."""
     from xksfast.proxy import supervisor
 
-    raise typer.Exit(supervisor.run(load_config(config), config))
+    raise typer.Exit(supervisor.run(load_config(config), config, accept_older_state=accept_older_state))
 
 
 @app.command()

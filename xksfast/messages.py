@@ -203,9 +203,14 @@ class CertificatesReloaded(Message):
 
 
 class StartControl(Message):
-    """First message of the control process. fd: the listening socket of administration, when there is one."""
+    """First message of the control process. fd: the listening socket of administration, when there is one.
+
+    accept_older_state: a database that went back is followed as it is. again: a control process has been at work before this one.
+    """
 
     config: Config
+    accept_older_state: bool = False
+    again: bool = False
 
 
 class WorkerLink(Message):

@@ -59,7 +59,8 @@ def verify_backup_command(file: Path, json: Json = False) -> None:
 def restore_command(file: Path, config: ConfigFile, json: Json = False) -> None:
     """Fill an empty database from a backup, all of it or nothing, and verify it. SQLite and PostgreSQL take each other's backups.
 
-    A node that knew a block which the backup does not know keeps it in force, and records it anew when it starts.
+    Nodes that know more than the backup keep blocks in force, and put back keys and blocks when they are started again, unless they are
+    started with `serve --accept-older-state`. Start those first that know the newest events.
     """
     with _database(load_config(config)) as database:
         info = restore(database, file)

@@ -45,6 +45,18 @@ def test_a_block_that_a_crash_left_in_the_journal_is_not_recorded_again_after_it
     assert_served_after_a_tick(rig, admin, "left")
 
 
+def test_an_unblock_of_what_no_log_has_yet_records_both_so_that_every_node_ends_it(rig: Rig, admin: httpx.Client) -> None:
+    new_store(admin, "early")
+    news = replace(NEWS, target="early", block_id="e" * 32)
+    rig.call(rig.blocks.enforce(news))
+    answer = admin.post("/v1/stores/early/unblock").json()
+    assert (answer["recorded"], answer["pending"]) == (True, [])
+    events = rig.database.events(kind="key_store", id="early", limit=2)
+    assert [event.action for event in events] == ["store.unblock", "store.block"]
+    assert events[1].transaction == news.block_id  # by which each node that has it in a journal ends it
+    assert_served_after_a_tick(rig, admin, "early")
+
+
 def test_a_block_stays_in_the_journal_until_the_local_copy_has_it(rig: Rig, admin: httpx.Client) -> None:
     new_store(admin, "kept")
     assert admin.post("/v1/stores/kept/block").json()["recorded"]

@@ -46,10 +46,10 @@ class Node:
     def admin_url(self) -> str:
         return f"https://localhost:{self.admin_port}"
 
-    def start(self, environment: dict[str, str] | None = None) -> None:
+    def start(self, environment: dict[str, str] | None = None, *arguments: str) -> None:
         """Serving when it returns."""
         process = self.process = Process(
-            ["serve", "--config", str(self.directory / "xksfast.toml")], self.directory, environment
+            ["serve", "--config", str(self.directory / "xksfast.toml"), *arguments], self.directory, environment
         )
 
         def look() -> bool:

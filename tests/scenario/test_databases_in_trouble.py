@@ -25,7 +25,19 @@ import pytest
 from bench.postgres import PostgresServer
 from tests.scenario.nodes import Deployment, deployment
 from tests.scenario.slow_link import SlowLink
-from tests.scenario.trouble import Scene, api, is_well, logged, may_mount, no_room, refused, run, says, small_file_system
+from tests.scenario.trouble import (
+    Scene,
+    api,
+    is_well,
+    logged,
+    may_mount,
+    no_room,
+    refused,
+    run,
+    says,
+    small_file_system,
+    status,
+)
 from tests.servers import wait_until
 
 NAMES = ("n1", "n2")
@@ -243,8 +255,16 @@ def test_a_database_that_went_back_undoes_no_block(pair: Pair, tmp_path: Path) -
             says(node, "no news since", "holds no state", "restore a backup")
         state(pair, "restore", str(backup))
         for node in (pair.n1, pair.n2):
-            says(node, "went back: this node knows event", "Bring the newer database back, or restart every node")
+            says(node, "went back: this node knows event", "Bring the newer database back", "puts back keys and blocks")
             assert len(logged(node, "state_went_back")) <= 2  # while it was empty, and now
+        wait_until(
+            lambda: any(
+                "key pay/k1 is blocked: recorded there again" in " ".join(status(node)["problems"])
+                for node in (pair.n1, pair.n2)
+            ),
+            "the first to record the block names it",
+            20,
+        )
         wait_until(
             lambda: all("went back" in " ".join(each["problems"]) for each in nodes(pair)), "every node says so itself", 20
         )  # fmt: skip

@@ -42,7 +42,9 @@ def test_where_it_ends_is_read_without_the_rest(file: Path) -> None:
     assert read_position(file) == (7, HEAD)
     file.write_bytes(file.read_bytes().splitlines(keepends=True)[0] + b"not JSON\n")
     assert read_position(file) == (7, HEAD)
-    with pytest.raises(OperatorError, match=r"is damaged .* remove it; the node then needs the database to start"):
+    with pytest.raises(
+        OperatorError, match=r"is damaged .* move it away, and keep it, .*; the node then needs the database to start"
+    ):
         read_copy(file)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from xksfast.admin.actors import Actor
 from xksfast.admin.block_journal import BlockJournal, PendingBlock
+from xksfast.admin.kept_blocks import recording
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.refusals import Refused
 from xksfast.errors import OperatorError
@@ -184,8 +185,14 @@ class Blocks:
         await self._peers.restricted(node, self._logged.get(block.block_id, self._store.seq), since_ms=since_ms)
 
     async def unblock(self, actor: Actor, kind: str, target: str, plan: Callable[[State], list[Change]]) -> Confirmation:
-        """Needs the database: what is not recorded must not be undone by a node that was not told."""
+        """Needs the database: what is not recorded must not be undone by a node that was not told.
+
+        A block that the log has not heard of yet is recorded first, so that its end reaches every node that has it in a journal.
+        """
         began = time.monotonic()
+        for block in self._journal.pending():
+            if (block.kind, block.target) == (kind, target) and block.block_id not in self._logged:
+                await self._record(block, recording(block))
         committed = await self._run(lambda: self._store.transact(actor.origin, lambda state: Plan(changes=plan(state))))
         self._settle({block.block_id for block in self._journal.pending() if (block.kind, block.target) == (kind, target)})
         seq = committed.events[-1].seq if committed.events else 0

@@ -89,7 +89,7 @@ class Control:
         match message:
             case messages.StartControl():
                 harden_process()
-                self._node = _make_node(message.config, self._log, None if fd is None else socket.socket(fileno=fd))
+                self._node = _make_node(message, self._log, None if fd is None else socket.socket(fileno=fd))
                 self._spawn(self._load(message.config))
                 self._spawn(self._tick())
             case messages.WorkerLink() if fd is not None and self._node is not None:
@@ -169,12 +169,12 @@ def _objects_that_stay() -> Iterator[None]:
         gc.enable()
 
 
-def _make_node(config: Config, log: Log, listener: socket.socket | None) -> NodeKind:
-    if config.state.is_file:
-        return FileNode(config, log)
+def _make_node(start: messages.StartControl, log: Log, listener: socket.socket | None) -> NodeKind:
+    if start.config.state.is_file:
+        return FileNode(start.config, log)
     from xksfast.admin.node import Node  # brings the database and the REST server
 
-    return Node(config, log, listener)
+    return Node(start.config, log, listener, accept_older_state=start.accept_older_state, again=start.again)
 
 
 def main(fd: int) -> int:

@@ -13,7 +13,7 @@ from xksfast.log import Log
 from xksfast.state.database import Database
 from xksfast.state.errors import StateError
 from xksfast.state.local_copy import write_copy
-from xksfast.state.records import Loaded
+from xksfast.state.records import Loaded, WrappedDataKey
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import StateStore
@@ -30,6 +30,7 @@ class Copying:
         self.seq = 0
         self.interval_s = COPY_INTERVAL_S
         self.problem = ""
+        self.data_keys: list[WrappedDataKey] = []  # as they were last read
         self._run = run
         self._log = log
 
@@ -42,7 +43,7 @@ class Copying:
         def write() -> tuple[int, float]:
             with store.reading() as state:  # the values only: whoever reads the state must not wait for a disk
                 known = Loaded(state.with_revisions(), state.seq, state.head)
-            data_keys = database.data_keys()
+            data_keys = self._data_keys(database, sealer().data_key_id)
             began, cpu_began = (
                 time.monotonic(),
                 time.thread_time(),
@@ -62,6 +63,19 @@ class Copying:
             self._log.info("local_copy_written_again", file=str(self.file))
         self.problem = ""
         return True
+
+    def _data_keys(self, database: Database, needed: str) -> list[WrappedDataKey]:
+        """What a database that is away, or went back to another data key, does not tell is known from before: what only this node knows
+        must not wait for it. StateError: it is not known either."""
+        try:
+            found = database.data_keys()
+        except StateError:
+            if not self.data_keys:
+                raise
+            return self.data_keys
+        if any(row.id == needed for row in found) or not self.data_keys:
+            self.data_keys = found
+        return self.data_keys
 
     def _not_written(self, why: str) -> None:
         if self.problem:

@@ -45,8 +45,9 @@ class Hearing:
         if former is None:
             self._silent_since = _now()
         if isinstance(error, StateWentBack):
-            if str(error) != str(former):
-                self._log.error("state_went_back", problem=str(error))
+            if isinstance(former, StateWentBack) and former.ours == error.ours:
+                return  # the older state goes on, which makes it no other problem
+            self._log.error("state_went_back", problem=str(error))
         elif former is None or isinstance(former, StateWentBack):
             self._log.error("state_not_heard", problem=str(error))
         self._silence = error

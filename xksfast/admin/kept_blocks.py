@@ -13,6 +13,7 @@ from xksfast.log import Log
 from xksfast.state.database import Database
 from xksfast.state.events import Change
 from xksfast.state.local_copy import LocalCopy
+from xksfast.state.objects import Key, KeyStore
 from xksfast.state.projection import State
 from xksfast.state.records import NodeRow
 
@@ -24,22 +25,24 @@ def keep_blocks(journal: BlockJournal, known: LocalCopy, state: State, node: str
     Whether the copy is genuine is not asked: the data key may be another one by now, and a block too many is the safe side.
     """
     for value, _ in known.objects:
-        blocked = getattr(value, "blocked", False)
         now = state.find(value.kind, value.id)
-        if blocked and now is not None and not getattr(now, "blocked", False):
-            journal.add(
-                PendingBlock(
-                    block_id=f"restored-{known.seq}-{value.kind}-{value.id}",
-                    kind=value.kind,
-                    target=value.id,
-                    reason=getattr(value, "blocked_reason", "") or "it was blocked before the database was restored",
-                    actor="system:restore",
-                    address="local",
-                    node=node,
-                    at_ms=time.time_ns() // 1_000_000,
-                )
-            )
+        if isinstance(value, KeyStore | Key) and value.blocked and isinstance(now, KeyStore | Key) and not now.blocked:
+            journal.add(kept_block(value, known.seq, node))
             log.warning("block_kept", kind=value.kind, id=value.id, why="the database went back to before it")
+
+
+def kept_block(value: KeyStore | Key, seq: int, node: str) -> PendingBlock:
+    """As it is recorded again. seq: what the node knew last; the same block of the same state gets the same name everywhere."""
+    return PendingBlock(
+        block_id=f"restored-{seq}-{value.kind}-{value.id}",
+        kind=value.kind,
+        target=value.id,
+        reason=value.blocked_reason or "it was blocked before the database was restored",
+        actor="system:restore",
+        address="local",
+        node=node,
+        at_ms=time.time_ns() // 1_000_000,
+    )
 
 
 def keep_nodes(database: Database, peers: Iterable[Peer], now_ms: int) -> None:

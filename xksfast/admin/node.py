@@ -3,7 +3,7 @@
 
 Start: database -> master key -> data key -> state -> blocks that the database has not heard of -> workers -> REST. A database that is
 away at the start is no reason not to serve: then the node serves its local copy, and looks for the database once a second. One that
-went back (restored from an older backup) is followed only after a restart, and every block that this node knew stays in force.
+went back (restored from an older backup) is followed only after a restart, and not while it lacks keys (`older_state.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import BLOCKED, Blocks
 from xksfast.admin.copying import Copying
 from xksfast.admin.hearing import Hearing
-from xksfast.admin.kept_blocks import keep_blocks, keep_nodes, recording
+from xksfast.admin.kept_blocks import recording
+from xksfast.admin.older_state import OlderState
+from xksfast.admin.opening import Opening
 from xksfast.admin.peers import HttpPeers
 from xksfast.admin.publisher import Publisher
 from xksfast.admin.root_operator import make_root
@@ -35,8 +37,10 @@ from xksfast.admin.service import Service
 from xksfast.admin.source_keys import TokenSourceKeys
 from xksfast.admin.state_thread import StateThread
 from xksfast.admin.token_master import TokenMasterKey
+from xksfast.admin.twin import Twin, instance_of
 from xksfast.admin.upkeep import Upkeep
 from xksfast.admin.usage import Usage
+from xksfast.admin.went_back import WentBack
 from xksfast.config import Admin, Config
 from xksfast.errors import OperatorError
 from xksfast.log import Log, frames_of
@@ -44,14 +48,19 @@ from xksfast.state.away import AwayDatabase
 from xksfast.state.chain import CHECKPOINT_LABEL, write_checkpoint
 from xksfast.state.database import Database
 from xksfast.state.delta import DeltaBuilder
-from xksfast.state.errors import StateAbsent, StateError, StateFull, StateReadOnly, StateUnavailable, StateWentBack
+from xksfast.state.errors import (
+    OutcomeUnknown,
+    StateError,
+    StateFull,
+    StateReadOnly,
+    StateUnavailable,
+    StateWentBack,
+)
 from xksfast.state.events import Event
-from xksfast.state.local_copy import is_genuine, read_copy, read_position
+from xksfast.state.local_copy import read_position
 from xksfast.state.master_key import configured_master_key
-from xksfast.state.records import Loaded, NodeRow
+from xksfast.state.records import NodeRow
 from xksfast.state.sealing import Sealer
-from xksfast.state.secret_rows import SecretRows
-from xksfast.state.store import StateStore
 
 if TYPE_CHECKING:
     from xksfast.admin.api.server import ApiServer
@@ -68,9 +77,17 @@ SYNC_INTERVAL_S = 300.0
 
 
 class Node:
-    """Everything of one node. listener: of REST; None: it is not served."""
+    """Everything of one node. listener: of REST; None: it is not served. again: a control process of this node has served before."""
 
-    def __init__(self, config: Config, log: Log, listener: socket.socket | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        listener: socket.socket | None,
+        *,
+        accept_older_state: bool = False,
+        again: bool = False,
+    ) -> None:
         self._listener = listener
         self._config = config
         self._admin = config.admin or Admin()
@@ -87,6 +104,8 @@ class Node:
         self._hearing = Hearing(log)
         self._roster = Roster(self.name, self._directory / "peers.json", log)
         self._copying = Copying(self._directory / "copy.jsonl", self._run, log)
+        self._older = OlderState(self._copying.file, log, accept=accept_older_state)
+        self._again = again
         self._hint = asyncio.Event()
         self.usage = Usage(self._run, log)
         self._api: ApiServer | None = None
@@ -134,25 +153,31 @@ class Node:
         return "reloaded"
 
     async def _open(self) -> None:
-        self._master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         journal = BlockJournal(self._directory)
         known = await self._run(lambda: read_position(self._copying.file))
         await self._run(self._roster.recall)
+        self._twin = Twin(self.name, await self._run(partial(instance_of, self._directory, self._log)), self._admin.url)
+        self._opening = Opening(
+            self._config.state.url,
+            self.name,
+            master=configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config)),
+            copying=self._copying,
+            roster=self._roster,
+            older=self._older,
+            twin=None if self._again else self._twin,
+            on_events=self._run.applied,
+            log=self._log,
+        )
         try:
-            self._database, self._sealer = await self._run(partial(self._connect, known[0] if known else 0))
-        except (StateUnavailable, StateFull, StateReadOnly) as error:
+            opened = await self._run(partial(self._opening.from_database, journal, known))
+        except (StateUnavailable, StateFull, StateReadOnly, OutcomeUnknown) as error:
             if known is None:
                 raise
-            await self._run(partial(self._take_copy, error))
+            opened = await self._run(partial(self._opening.from_copy, error))
             self._hearing.not_heard(error)
-        else:
-            self._secrets = SecretRows(self._database, self._sealer)
-            self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
-            await self._run(self._store.open)
-            await self._run(self._secrets.load)
-            if not self._sealer.knows(self._secrets.rows()):
-                raise StateUnavailable("the data key was rotated while this node was started: start it again")
-            await self._run(lambda: self._keep_blocks(journal, known))
+        self._database, self._sealer, self._secrets, self._store = opened.database, opened.sealer, opened.secrets, opened.store
+        self._away, self._to_apply = opened.away, not opened.follows
+        if not self._away:
             self._begin_to_listen()
         builder = DeltaBuilder(self._secrets, lambda problem: self._log.error("secret_not_opened", problem=problem))
         self._publisher = Publisher(builder, self._log, self.usage.add)
@@ -161,6 +186,18 @@ class Node:
             lambda: self._sealer,
             self._admin.ca_file,
             lambda: self._run(lambda: self._roster.read(self._database)),
+            self._twin,
+        )
+        self._lacking = WentBack(
+            node=self.name,
+            store=self._store,
+            secrets=self._secrets,
+            sealer=lambda: self._sealer,
+            journal=journal,
+            peers=self._peers,
+            roster=self._roster,
+            run=self._run,
+            log=self._log,
         )
         self.blocks = Blocks(
             node=self.name,
@@ -185,9 +222,10 @@ class Node:
         self._upkeep = Upkeep(self.service, self._store, self._linking, self._log)
         if not self._away:
             await self._say_alive()  # other nodes know of us before we serve, and we of them before we block
-            await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
             await self.usage.read(self._database)
-            await self._apply_declared()
+            if not self._to_apply:
+                await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
+                await self._apply_declared()
         self._publisher.serve(self._store.reading)
 
     async def _apply_declared(self) -> None:
@@ -206,65 +244,22 @@ class Node:
         except OperatorError as error:
             self._log.error("not_applied", problem=str(error))
 
-    def _connect(self, known_seq: int) -> tuple[Database, Sealer]:
-        """In the state thread. The first node of a new state makes its data key, under the write lock.
-
-        known_seq: the newest event that this node has served; 0: none. A database that holds nothing is then not made a new state of:
-        it is another one, or waits for its backup.
-        """
-        database = Database.open(self._config.state.url, create=not known_seq)
-        try:
-            rows = database.data_keys()
-            if not rows and known_seq:
-                raise StateAbsent(
-                    f"{database.description} holds no state, but this node has served event {known_seq}: restore a backup, or correct "
-                    f"[state] url. To begin with a new state, stop the node and remove {self._copying.file}"
-                )
-            if not rows:
-                with database.write(self.name) as writer:
-                    rows = writer.data_keys()
-                    if not rows:
-                        _, row = Sealer.new(self._master, now=int(time.time()))
-                        writer.put_data_key(row)
-                        rows = [row]
-            return database, Sealer.open_with(self._master, rows)
-        except BaseException:
-            database.close()
-            raise
-
-    def _take_copy(self, why: StateError) -> None:
-        """In the state thread: serve what we knew, until the database is there."""
-        copy = read_copy(self._copying.file)
-        if copy is None:
-            raise why
-        known, mac, over = copy
-        self._sealer = Sealer.open_with(self._master, known.data_keys)
-        if not is_genuine(mac, over, self._sealer):
-            raise StateUnavailable(f"{why}. {self._copying.file} cannot be served instead: it was changed") from why
-        self._database = cast(Database, AwayDatabase(str(why)))
-        self._secrets = SecretRows(self._database, self._sealer)
-        self._store = StateStore(self._database, self.name, secrets=self._secrets, on_events=self._run.applied)
-        self._store.adopt(Loaded(known.objects, known.seq, known.head))
-        self._secrets.adopt(known.secrets)
-        self._copying.seq = known.seq
-        self._away = self._to_apply = True
-        self._log.error("local_copy_served", seq=known.seq, why=str(why))
-
     async def _come_back(self) -> None:
         """The database may be there now: follow it, if it goes on where the copy ended."""
         with self._store.reading() as state:
             seq, head = state.seq, state.head
 
-        def connect() -> tuple[Database, Sealer]:
-            database, sealer = self._connect(seq)
-            own, theirs, _ = database.news(seq, limit=1)
-            if own == head:
-                return database, sealer
-            database.close()
-            raise StateWentBack(database.description, (seq, head), theirs)
+        def connect() -> tuple[Database, Sealer, bool]:
+            database = self._opening.connect(seq, serves=True)
+            try:
+                goes_on = database.news(seq, limit=1)[0] == head
+                return database, self._opening.sealer(database) if goes_on else self._sealer, goes_on
+            except BaseException:
+                database.close()
+                raise
 
         try:
-            database, self._sealer = await self._run(connect)
+            database, self._sealer, goes_on = await self._run(connect)
         except StateError as error:
             self._database = cast(Database, AwayDatabase(str(error)))  # what is asked of it meanwhile is told the newest reason
             raise
@@ -273,6 +268,8 @@ class Node:
         self._secrets.connect(database, self._sealer)
         self._away = False
         self._begin_to_listen()
+        if not goes_on:  # the poll that follows says so
+            return
         await make_root(self._store, self._run, Path(self._admin.token_file), self._log)
         await self.usage.read(self._database)
         self._log.info("database_is_back")
@@ -319,21 +316,6 @@ class Node:
             if self._rest_problem != former:
                 self._log.error("admin_not_served", problem=str(error), next="tried again by itself, and at once at SIGHUP")
 
-    def _keep_blocks(self, journal: BlockJournal, known: tuple[int, bytes] | None) -> None:
-        """In the state thread. A database that was restored from before a block must not undo it. known: where the copy ends."""
-        if known is None:
-            return
-        seq, head = known
-        own, theirs, _ = self._database.news(seq, limit=1)
-        if own == head:  # it goes on where we were
-            return
-        self._log.error("older_state_served", known_seq=seq, seq=theirs[0], next="changes after its backup are to be made anew")
-        keep_nodes(self._database, self._roster.all(), _now_ms())
-        copy = read_copy(self._copying.file)
-        if copy is not None:
-            with self._store.reading() as state:
-                keep_blocks(journal, copy[0], state, self.name, self._log)
-
     def link(self, worker: int, fd: int) -> None:
         """A worker was started."""
         if self._opened:
@@ -373,12 +355,15 @@ class Node:
                 events = await self._run(self._store.poll)
             except StateError as error:
                 self._hearing.not_heard(error)
+                if isinstance(error, StateWentBack):
+                    await self._lacking.found(self._database)
                 await asyncio.sleep(POLL_INTERVAL_S)
             except OperatorError as error:  # it is there, but something else that belongs to it is not: tried again
                 self._log.error("database_not_followed", problem=str(error))
                 await asyncio.sleep(POLL_INTERVAL_S)
             else:
                 self._hearing.heard()
+                self._lacking.over()
                 if self._to_apply:
                     self._to_apply = False
                     self._spawn(self._apply_later())
@@ -387,7 +372,9 @@ class Node:
 
     def problems(self) -> tuple[str, ...]:
         """How this node stands with its database and its local copy; a sentence each."""
-        return (*self._hearing.problems(), *filter(None, (self._copying.problem, self._rest_problem)))
+        found = (*self._hearing.problems(), *self._older.problems())
+        found = (*found, *filter(None, (self._copying.problem, self._rest_problem)))
+        return (*found, *self._lacking.problems(), *filter(None, (self._twin.problem,))) if self._opened else found
 
     async def _beat(self) -> None:
         while True:
@@ -403,16 +390,22 @@ class Node:
             heartbeat_ms=_now_ms(),
             acked_seq=self._publisher.applied_seq,
             restricted_seq=self._publisher.restricted_seq,
-            details={"problems": list(self._hearing.problems())} | ({"stopped": True} if self._stopped else {}),
+            details={"problems": list(self._hearing.problems()), **self._twin.details}
+            | ({"stopped": True} if self._stopped else {}),
         )
         try:
-            await self._run(lambda: self._database.heartbeat(row))
+            await self._run(partial(self._write_row, row))
         except StateError as error:
             self._hearing.not_written(error)
         else:
             self._hearing.written()
         with suppress(StateError):  # _follow tells of it
             await self._run(lambda: self._roster.read(self._database))
+
+    def _write_row(self, row: NodeRow) -> None:
+        self._twin.look(self._database.nodes())
+        self._database.heartbeat(row)
+        self._twin.wrote()
 
     # --- once a second
 

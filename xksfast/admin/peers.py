@@ -13,13 +13,14 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from xksfast.admin.block_journal import PendingBlock
 from xksfast.admin.blocks import NobodyThere, ServesNothing
 from xksfast.admin.roster import Peer, Roster
+from xksfast.admin.twin import Twin
 from xksfast.errors import OperatorError
 from xksfast.state.records import NodeRow
 from xksfast.state.sealing import Sealer
@@ -38,12 +39,21 @@ NOT_WAITED_FOR_S = 30.0  # after a silent or stopped node did not answer: many b
 
 
 class HttpPeers:
-    """ca_file: "" trusts the system's authorities. read_nodes: reads the nodes table again, and tells the roster."""
+    """ca_file: "" trusts the system's authorities. read_nodes: reads the nodes table again, and tells the roster.
+
+    twin: another node that runs under our own name, if there is one.
+    """
 
     def __init__(
-        self, roster: Roster, sealer: Callable[[], Sealer], ca_file: str, read_nodes: Callable[[], Awaitable[list[NodeRow]]]
+        self,
+        roster: Roster,
+        sealer: Callable[[], Sealer],
+        ca_file: str,
+        read_nodes: Callable[[], Awaitable[list[NodeRow]]],
+        twin: Twin | None = None,
     ) -> None:
         self._roster = roster
+        self._twin = twin
         self._sealer = sealer
         self._read_nodes = read_nodes
         self._context = ssl.create_default_context(cafile=ca_file or None)
@@ -64,7 +74,8 @@ class HttpPeers:
 
     def names(self) -> list[str]:
         """Of all that may serve."""
-        return [peer.name for peer in self._roster.all()]
+        twins = [self._twin.alias] if self._twin is not None and self._twin.problem else []
+        return [peer.name for peer in self._roster.all()] + twins
 
     async def newcomers(self) -> list[str]:
         """See Peers. Who has come when the database does not answer is not known."""
@@ -81,6 +92,8 @@ class HttpPeers:
 
     async def tell_block(self, node: str, block: PendingBlock) -> None:
         """Returns when the node's workers have confirmed. See Peers."""
+        if self._is_twin(node):
+            await self._tell_twin(block)
         peer = self._roster.find(node)
         if peer is None:
             raise ServesNothing("it was forgotten just now")
@@ -98,6 +111,19 @@ class HttpPeers:
             self._unanswered[node] = time.monotonic() + NOT_WAITED_FOR_S, str(error)
             raise self._nothing_expected(peer, str(error)) from None
         self._unanswered.pop(node, None)
+        if peer.twin:  # one of the two has confirmed
+            raise OperatorError(peer.twin)
+
+    def _is_twin(self, node: str) -> bool:
+        return self._twin is not None and node == self._twin.alias
+
+    async def _tell_twin(self, block: PendingBlock) -> NoReturn:
+        """Told it is, but what it answers proves nothing: the same address may be either's."""
+        assert self._twin is not None
+        if self._twin.url:
+            with suppress(OperatorError):
+                await self._send(Peer(self._twin.alias, self._twin.url), block)
+        raise OperatorError(self._twin.problem)
 
     async def _tell_anyhow(self, peer: Peer, block: PendingBlock) -> None:
         """It may be there again."""
@@ -134,12 +160,14 @@ class HttpPeers:
 
     async def restricted(self, node: str, seq: int, *, since_ms: int = 0) -> None:
         """Until the node says so in the database. See Peers."""
+        if self._twin is not None and self._is_twin(node):
+            raise OperatorError(self._twin.problem)
         while True:
             row = {row.name: row for row in await self._read_nodes()}.get(node)
             if row is None or row.is_stopped:
                 raise ServesNothing("it stopped or was forgotten just now")
-            if row.details.get("problems"):  # it follows another log, or none
-                raise OperatorError("; ".join(map(str, row.details["problems"])))
+            if row.problems:  # it follows another log, or none, or it is two
+                raise OperatorError("; ".join(row.problems))
             if row.restricted_seq >= seq and row.heartbeat_ms != since_ms:
                 return
             await asyncio.sleep(ASK_AGAIN_S)

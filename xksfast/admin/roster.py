@@ -30,7 +30,7 @@ NEWS_FOR_S = 3.0  # the table is read every second
 class Peer(msgspec.Struct, frozen=True):
     """heartbeat_ms: when it last told of itself, by its own clock. silent_ms: how long that was ago when the database last told.
 
-    stopped: it served nothing any more then.
+    stopped: it served nothing any more then. twin: a sentence when two nodes run under this name.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Peer(msgspec.Struct, frozen=True):
     heartbeat_ms: int = 0
     silent_ms: int = 0
     stopped: bool = False
+    twin: str = ""
 
     @property
     def doubt(self) -> str:
@@ -90,7 +91,7 @@ class Roster:
             self._heard[row.name] = row.heartbeat_ms, heard_at
             silent_ms = round(1000 * (now - heard_at))
             if silent_ms <= MAY_SERVE_WITHIN_MS:
-                peers[row.name] = Peer(row.name, row.url, row.heartbeat_ms, silent_ms, row.is_stopped)
+                peers[row.name] = Peer(row.name, row.url, row.heartbeat_ms, silent_ms, row.is_stopped, row.twin)
         self._peers = peers
         self._told_at = now
         self._keep()

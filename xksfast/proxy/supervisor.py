@@ -60,6 +60,7 @@ class Supervisor:
 
     on_ready: called once when every worker serves.
     hangup_ends: SIGHUP ends it in place of reloading.
+    accept_older_state: a database that went back is followed as it is, by the first control process that loads it.
     command: starts a child, with its hidden command and descriptor appended. hung_after_s: see watchdog.py.
     """
 
@@ -70,6 +71,7 @@ class Supervisor:
         on_ready: OnReady | None = None,
         *,
         hangup_ends: bool = False,
+        accept_older_state: bool = False,
         command: Sequence[str] = CHILD_COMMAND,
         hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
@@ -79,6 +81,7 @@ class Supervisor:
         self._command = command
         self._hung_after_s = hung_after_s
         self._hangup_ends = hangup_ends
+        self._accept_older_state = accept_older_state
         self._log = Log("supervisor")
         self._listeners: list[Listener] = []
         self._stopping = False  # and unready
@@ -262,7 +265,7 @@ class Supervisor:
         self._troubles.started(self._control.name)
         self._admin_door.open()
         listener = self._bound.admin.sock if self._bound.admin is not None else None
-        self._control.send(messages.StartControl(config=config), listener)
+        self._control.send(messages.StartControl(config, self._accept_older_state, again=self._served), listener)
         for worker in self._workers:
             self._link(worker)
 
@@ -277,6 +280,7 @@ class Supervisor:
         match message:
             case messages.StateLoaded():
                 self._control_loaded = True
+                self._accept_older_state = False  # the word was given for the state of this start
                 self._troubles.works(self._control.name)
                 self._log.info("state_loaded", seq=message.seq, key_stores=message.key_stores, keys=message.keys)
                 self._admin_certificate_reloaded(message)
@@ -394,11 +398,15 @@ def run(
     on_ready: OnReady | None = None,
     *,
     hangup_ends: bool = False,
+    accept_older_state: bool = False,
 ) -> int:
     """Supervise until told to stop; the exit code. OperatorError, with no process started, for what would end every worker."""
     check_start(config, str(config_path or ""))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Supervisor(config, config_path, on_ready, hangup_ends=hangup_ends).run())
+            supervisor = Supervisor(
+                config, config_path, on_ready, hangup_ends=hangup_ends, accept_older_state=accept_older_state
+            )
+            return runner.run(supervisor.run())
     finally:
         finish()  # before somebody is told on stderr why it has failed

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from xksfast.errors import OperatorError
 
+NEXT_STEP = (
+    "Bring the newer database back. To go on from the older state, restart the nodes one after the other, first those that know the "
+    "newest events (`xksfast node list`): each puts back keys and blocks that only it knows, keeps its local copy, and names what else "
+    "is lost. With `xksfast serve --accept-older-state` it puts no keys back"
+)
+
 
 class StateError(OperatorError):
     """The state cannot be read or changed."""
@@ -59,8 +65,7 @@ class StateWentBack(StateError):
             f"{where} went back: this node knows event {ours[0]} ({ours[1].hex()[:16]}…), "
             f"but the database ends at event {theirs[0]} ({theirs[1].hex()[:16]}…) "
             + ("and holds another event in its place" if theirs[0] >= ours[0] else "and has never heard of it")
-            + ". It was restored from an older backup, or it is another database. This node goes on serving what it knows. "
-            "Bring the newer database back, or restart every node to serve the older state"
+            + f". It was restored from an older backup, or it is another database. This node goes on serving what it knows. {NEXT_STEP}"
         )
         self.ours = ours
         self.theirs = theirs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,9 @@ from xksfast.state.sealing import Sealer
 FORMAT = 1
 LINES_AT_ONCE = 1000  # other threads have their turn between two times
 MAC_LABEL = "xksfast local copy"
-_REMOVE = (
-    "remove it; the node then needs the database to start, and where that was restored from an older backup, blocks made after it are "
-    "to be made anew"
+_MOVE = (
+    "move it away, and keep it, since it may hold keys that nothing else has; the node then needs the database to start, and where "
+    "that was restored from an older backup, blocks and keys made after it are missing"
 )
 
 
@@ -133,15 +134,40 @@ def _header_of(path: Path, line: bytes) -> _Header:
         raise _damaged(path, error) from error
     if header.format != FORMAT:
         raise OperatorError(
-            f"{path}: format {header.format} is none that this version reads: start the newer version again, or {_REMOVE}"
+            f"{path}: format {header.format} is none that this version reads: start the newer version again, or {_MOVE}"
         )
     return header
 
 
 def _damaged(path: Path, error: Exception) -> OperatorError:
-    return OperatorError(f"{path} is damaged ({error}): {_REMOVE}")
+    return OperatorError(f"{path} is damaged ({error}): {_MOVE}")
 
 
 def is_genuine(mac: bytes, over: bytes, sealer: Sealer) -> bool:
     """Whether a node of ours wrote it."""
     return sealer.verify_mac(MAC_LABEL, over, mac)
+
+
+def keep_copy(path: Path, seq: int) -> Path:
+    """Give the copy, of event `seq`, a second name before another one takes its place; the name, which is on disk when this returns.
+
+    Never over another file. What was kept before is not kept twice. OSError.
+    """
+    for kept in kept_copies(path.parent):
+        if kept.samefile(path):
+            return kept
+    at = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    for number in itertools.count(1):
+        kept = path.with_name(f"{path.stem}-{seq}-{at}{f'-{number}' if number > 1 else ''}{path.suffix}")
+        try:
+            os.link(path, kept)
+        except FileExistsError:
+            continue
+        sync_directory(path.parent)
+        return kept
+    raise AssertionError  # there is always another number
+
+
+def kept_copies(directory: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(directory.glob("copy-*.jsonl"), key=lambda kept: kept.stat().st_mtime_ns)

@@ -66,7 +66,8 @@ class Checkpoint(Record, frozen=True):
 class NodeRow(Record, frozen=True):
     """A node as it last told of itself. acked_seq: all its workers serve it; restricted_seq: what it forbids is in force there.
 
-    details: "problems", a sentence each; "stopped": it has ended, and served nothing any more when it said so.
+    details: "problems", a sentence each; "stopped": it has ended, and served nothing any more when it said so; "instance", "run":
+    ids of the node and of its process; "twin": a sentence, while another node has the same name.
     """
 
     name: str
@@ -82,6 +83,16 @@ class NodeRow(Record, frozen=True):
     def is_stopped(self) -> bool:
         """Until it is started again."""
         return bool(self.details.get("stopped"))
+
+    @property
+    def twin(self) -> str:
+        """A sentence while another node runs under the same name, or ""."""
+        return str(self.details.get("twin", ""))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why nothing that it says of itself counts, a sentence each."""
+        return (*map(str, self.details.get("problems", ())), *filter(None, (self.twin,)))
 
 
 class Idempotency(Record, frozen=True):

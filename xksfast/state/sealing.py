@@ -29,6 +29,7 @@ from xksfast.state.records import Purpose, SealedSecret, WrappedDataKey
 
 LOCAL_KEY_BYTES = 32
 SECRET_ACCESS_KEY_CHARS = 64
+SAME_LABEL = "xksfast-same-secret"
 
 
 class SealError(OperatorError):
@@ -113,6 +114,14 @@ class Sealer:
             return seal_open_text(self._key_of(row), _context(row.id, row.purpose, row.version), row.sealed).reveal()
         except NativeError:
             raise _does_not_open(row) from None
+
+    def holds_same(self, row: SealedSecret, other: Sealer, others: SealedSecret) -> bool:
+        """Whether a row of this sealer and one of another hold the same secret. What does not open is the same as nothing."""
+        try:
+            ours, theirs = (mac(secret, SAME_LABEL, b"") for secret in (self.open(row), other.open(others)))
+        except SealError:
+            return False
+        return ours == theirs
 
     def open_all_into(self, rows: Mapping[int, SealedSecret], pages: SecretPages) -> dict[int, SealError]:
         """Secrets of 32 bytes into slots. rows: by slot. Slot -> why it does not open, as for open()."""

@@ -57,7 +57,7 @@ class LogReads:
                 seq=self._seq(),
                 alive=self._roster.is_alive(row.name),
                 stopped=row.is_stopped,
-                problems=tuple(map(str, row.details.get("problems", ()))),
+                problems=row.problems,
             )
             for row in rows
         ]
