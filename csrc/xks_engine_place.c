@@ -89,13 +89,14 @@ void xks_engine_open_after_fault(xks_engine *engine, const xks_job *job, const c
     xks_engine_open_breaker(engine, job->partition, reason, false, now);
 }
 
-/* Whether a member that is out may be back within moments: its keeper has not failed yet. */
+/* Whether a member that is out may be back within moments: its keeper has not failed yet, or it is READY since the loop last looked. */
 static bool recovers_soon(const xks_engine *engine, uint64_t members)
 {
     for (uint64_t out = members & ~engine->in_service; out != 0; out &= out - 1) {
         const engine_partition *partition = engine->partitions[__builtin_ctzll(out)];
         int state = atomic_load(&partition->state);
-        if ((state == XKS_PARTITION_RECOVERING && !atomic_load(&partition->down)) || state == XKS_PARTITION_STARTING) {
+        if ((state == XKS_PARTITION_RECOVERING && !atomic_load(&partition->down)) || state == XKS_PARTITION_STARTING ||
+            state == XKS_PARTITION_READY) {
             return true;
         }
     }
