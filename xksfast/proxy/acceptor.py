@@ -27,7 +27,10 @@ OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
 
 
 class Acceptor:
-    """The listening sockets of the proxy. workers: who may be given connections; max_connections: over all of them."""
+    """The listening sockets of the proxy. workers: who may be given connections; max_connections: over all of them.
+
+    stopped: nothing more is handed over.
+    """
 
     def __init__(self, listeners: Sequence[Listener], workers: Sequence[WorkerSlot], max_connections: int, log: Log) -> None:
         self._loop = asyncio.get_running_loop()
@@ -36,7 +39,7 @@ class Acceptor:
         self._max_connections = max_connections
         self._log = log
         self._accepting = False
-        self._stopped = False
+        self.stopped = False
         self._turn = 0
         self._cap_logged_at = 0.0
 
@@ -48,7 +51,7 @@ class Acceptor:
         total = sum(worker.connections for worker in self._workers)
         over = total - self._max_connections
         full = over >= 0 and (over >= ACCEPTS_PER_TURN or self._worker_with_strangers() is None)
-        wanted = any(worker.ready for worker in self._workers) and not self._stopped and not full
+        wanted = any(worker.ready for worker in self._workers) and not self.stopped and not full
         if over >= 0 and monotonic() - self._cap_logged_at > 1:
             self._cap_logged_at = monotonic()
             strangers = sum(worker.strangers for worker in self._workers)
@@ -69,7 +72,7 @@ class Acceptor:
         for listener in self._listeners:
             for _ in range(BACKLOG // ACCEPTS_PER_TURN):
                 self._accept(listener)
-        self._stopped = True
+        self.stopped = True
         self.accept_when_possible()
         for listener in self._listeners:
             listener.sock.close()
@@ -141,6 +144,6 @@ class Acceptor:
         self._loop.call_later(OUT_OF_DESCRIPTORS_PAUSE_S, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        if not self._stopped:
+        if not self.stopped:
             self._accepting = False
             self.accept_when_possible()

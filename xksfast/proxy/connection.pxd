@@ -22,7 +22,7 @@ cdef class Connection(AnswerSink):
     cdef object transport
     cdef object parser              # httptools.HttpRequestParser
     cdef Reading reading
-    cdef uint64_t first_byte_ns     # of the request being read, or of the last one read
+    cdef uint64_t first_byte_ns     # of the request being read, or of the last one read; before any: when the connection was made
     cdef uint64_t since_ns          # set by the sweeper: when it first saw the state that it is timing; 0: none yet
     cdef bint handshaking
     cdef bint known                 # a signature on this connection was accepted; else it is a stranger's

@@ -75,7 +75,7 @@ cdef class Connection(AnswerSink):
 
     def connection_made(self, transport):
         self.transport = transport
-        self.since_ns = API.monotonic_ns()
+        self.since_ns = self.first_byte_ns = API.monotonic_ns()
         self.draining = self.settings.draining
         self.settings.opened(self)
 
@@ -125,6 +125,9 @@ cdef class Connection(AnswerSink):
             if now > self.first_byte_ns + limit:
                 part = "headers" if self.reading == HEAD else "body"
                 self._refuse_stream(http_refusal(408, f"The {part} of the request did not arrive in time"))
+            return
+        if self.handshaking and not self.closing and now > self.first_byte_ns + settings.handshake_timeout_ns:
+            self.transport.abort()
             return
         if self.since_ns == 0:
             self.since_ns = now
