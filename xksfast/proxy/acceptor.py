@@ -48,7 +48,7 @@ class Acceptor:
 
         A little over the cap, for strangers do not leave in the moment in which others come.
         """
-        total = sum(worker.connections for worker in self._workers)
+        total = self._connections()
         over = total - self._max_connections
         full = over >= 0 and (over >= ACCEPTS_PER_TURN or self._worker_with_strangers() is None)
         wanted = any(worker.ready for worker in self._workers) and not self.stopped and not full
@@ -101,7 +101,7 @@ class Acceptor:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             return  # the peer is gone already
-        full = sum(worker.connections for worker in self._workers) >= self._max_connections
+        full = self._connections() >= self._max_connections
         while (worker := (self._worker_with_strangers() if full else None) or self._choose_worker()) is not None:
             try:
                 sent = worker.child.send(messages.Accept(tls=tls, make_room=full), connection)
@@ -112,6 +112,11 @@ class Acceptor:
                 worker.handed_over += 1
                 return
             worker.ready = False  # it is dying, and its end is noticed in a moment
+
+    def _connections(self) -> int:
+        """All that count for the cap: what a worker has that hangs is lost, and must not keep out those who come again."""
+        hangs_alone = not any(worker.ready and worker.alive for worker in self._workers)
+        return sum(worker.connections for worker in self._workers if worker.alive or hangs_alone)
 
     def _worker_with_strangers(self) -> WorkerSlot | None:
         """Of those that can make room at once, the worker with the most connections without an accepted signature."""
