@@ -66,6 +66,13 @@ class EndNow(Message):
     """Exit without waiting for requests; only calls that are inside a PKCS#11 module are still waited for. A SIGTERM follows."""
 
 
+# --- worker or control -> supervisor
+
+
+class AskToEnd(Message):
+    """This process was sent SIGTERM. It goes on until it is told to end, which comes behind all that is on its way to it."""
+
+
 # --- worker -> supervisor
 
 
@@ -339,8 +346,8 @@ class UsageReport(Message):
 
 
 ToWorker = Start | ControlLink | Accept | ReloadCertificates | AskReport | Drain | EndNow
-FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport
+FromWorker = WorkerReady | WorkerRefused | Heartbeat | CertificatesReloaded | WorkerReport | AskToEnd
 ToControl = StartControl | WorkerLink | ReloadState | Drain | EndNow
-FromControl = StateLoaded | StateRefused | StateProblems
+FromControl = StateLoaded | StateRefused | StateProblems | AskToEnd
 ControlToWorker = ApplyDelta | AskUsage
 WorkerToControl = DeltaRestricted | DeltaApplied | DeltaRefused | UsageReport

@@ -89,6 +89,122 @@ def test_busy_clients_that_never_resend_lose_nothing(setup: Setup, workers: int,
     client.close()
 
 
+class NewConnections(ClosedLoop):
+    """The same, and then a new connection, until it is told to stop."""
+
+    def __init__(self, address: tuple[str, int], request: bytes) -> None:
+        super().__init__(address, request)
+        self.over = False
+        self._address = address
+
+    def _run(self) -> None:
+        super()._run()
+        while not self.over:
+            self._connection.sock.close()
+            self._connection = RawConnection(self._address)
+            super()._run()
+        self._connection.sock.close()
+
+
+def test_a_worker_that_alone_is_told_to_end_loses_no_request(setup: Setup) -> None:
+    setup.config["proxy"]["workers"] = 2
+    process = setup.start()
+    client = setup.client()
+    clients = [NewConnections(client.address, signed(client, "encrypt", Connection="close")) for _ in range(CLIENTS)]
+    for each in clients:
+        each.thread.start()
+    wait_until(lambda: all(each.answered > 5 for each in clients), "all are served", 30)
+    for pid in process.children("_worker"):
+        os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: len(process.events("worker_ready")) == 4, "both are replaced", 30)
+    for each in clients:
+        each.over = True
+        each.thread.join(20)
+    assert sum(each.lost for each in clients) == 0
+    assert [status for each in clients for status in each.other] == []
+    assert process.stop() == 0
+    client.close()
+
+
+def tell_every_process_to_end(process: Process) -> None:
+    """As a service manager does that is not told otherwise."""
+    for pid in (*process.children("_worker"), *process.children("_control"), process.pid):
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_a_service_manager_that_tells_every_process_to_end_loses_no_request(setup: Setup) -> None:
+    setup.config["proxy"]["workers"] = 2
+    process = setup.start()
+    client = setup.client()
+    clients = [ClosedLoop(client.address, signed(client, "encrypt")) for _ in range(CLIENTS)]
+    for each in clients:
+        each.thread.start()
+    wait_until(lambda: all(each.answered > 5 for each in clients), "all are served", 30)
+    tell_every_process_to_end(process)
+    assert process.popen.wait(30) == 0
+    for each in clients:
+        each.thread.join(20)
+    assert sum(each.lost for each in clients) == 0
+    client.close()
+
+
+def test_a_service_manager_that_tells_every_process_to_end_loses_none_in_the_drain_delay(setup: Setup) -> None:
+    setup.config["proxy"] |= {"workers": 2, "drain_delay_s": 600}
+    process = setup.start()
+    client = setup.client()
+    requests = [signed(client, "encrypt"), signed(client, "encrypt", Connection="close")]
+    clients = [NewConnections(client.address, request) for request in requests * (CLIENTS // 2)]
+    for each in clients:
+        each.thread.start()
+    wait_until(lambda: all(each.answered > 5 for each in clients), "all are served", 30)
+    tell_every_process_to_end(process)
+    wait_until(lambda: process.events("draining"), "it drains")
+    so_far = [each.answered for each in clients]
+    for each in clients[::2]:
+        each.over = True  # these keep their connections until somebody says close
+    wait_until(lambda: all(each.answered > was + 5 for each, was in zip(clients[1::2], so_far[1::2], strict=True)), "on", 30)
+    for each in clients:
+        each.over = True
+    for each in clients[1::2]:
+        each.thread.join(20)
+    process.popen.send_signal(signal.SIGTERM)  # impatience
+    assert process.popen.wait(30) == 0
+    for each in clients:
+        each.thread.join(20)
+    assert sum(each.lost for each in clients[1::2]) == 0
+    client.close()
+
+
+def test_a_worker_whose_supervisor_was_killed_ends_though_a_stranger_goes_on_sending(setup: Setup) -> None:
+    setup.use_tls()
+    setup.config["proxy"] |= {"handshake_timeout_ms": 1000, "drain_timeout_s": 60}
+    process = setup.start()
+    (worker,) = process.children("_worker")
+    over = threading.Event()
+    client_hello_without_end = b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + bytes(16000)
+    with socket.create_connection(("127.0.0.1", setup.tls_port)) as stranger:
+
+        def trickle() -> None:
+            for byte in client_hello_without_end:
+                try:
+                    stranger.send(bytes([byte]))
+                except OSError:
+                    return
+                if over.wait(0.05):
+                    return
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            process.stop(signal.SIGKILL)
+            wait_until(lambda: not Path(f"/proc/{worker}/cmdline").exists(), "the worker ends", 30)
+        finally:
+            over.set()
+            thread.join()
+            if Path(f"/proc/{worker}").exists():
+                os.kill(worker, signal.SIGKILL)
+
+
 @pytest.fixture
 def stopped(server: Process) -> Iterator[Callable[[int], None]]:
     """Stops a process, which goes on after the test whatever happens."""

@@ -18,6 +18,7 @@ from tests.raw import RawConnection, signed
 from tests.servers import wait_until
 from tests.setups import Setup
 from xksfast import messages
+from xksfast.wire import limits
 
 FOR_EVER_MS = 600_000
 
@@ -178,6 +179,37 @@ class TestTime:
             answer = known.answer()
             assert answer is not None
             assert answer.status == 200
+
+
+class TestRefusals:
+    """What refusals a stranger can bring about in one go, each of which takes time from those who are served."""
+
+    @pytest.fixture
+    def setup(self, tmp_path: Path) -> Iterator[Setup]:
+        setup = Setup(tmp_path)
+        with setup.running():
+            yield setup
+
+    @pytest.mark.parametrize("status", [401, 404])
+    def test_a_stranger_that_is_refused_again_and_again_is_let_go(self, setup: Setup, status: int) -> None:
+        client = setup.client()
+        request = signed(client)
+        request = request.replace(b"Signature=", b"Signature=0", 1) if status == 401 else request.replace(b"/one/", b"/two/", 1)
+        with RawConnection(client.address) as connection:
+            connection.send(request * 200)
+            answers = []
+            while (answer := connection.answer()) is not None:
+                answers.append(answer)
+        assert [answer.status for answer in answers] == [status] * limits.MAX_STRANGERS_REFUSALS
+        assert [answer.closes for answer in answers] == [False] * (len(answers) - 1) + [True]
+
+    def test_who_has_shown_a_valid_signature_may_be_refused_often(self, setup: Setup) -> None:
+        client = setup.client()
+        good = signed(client)
+        with RawConnection(client.address) as connection:
+            connection.send(good + good.replace(b"/one/", b"/two/", 1) * 50 + good)
+            answers = [connection.answer() for _ in range(52)]
+        assert [answer and answer.status for answer in answers] == [200] + [404] * 50 + [200]
 
 
 class TestRoom:

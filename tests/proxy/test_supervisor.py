@@ -270,6 +270,19 @@ def test_a_worker_that_hangs_gets_no_new_connections(start: Callable[..., Runnin
     assert hung not in owners
 
 
+def test_connections_of_a_worker_that_hangs_do_not_fill_the_cap(start: Callable[..., Running], tmp_path: Path) -> None:
+    (tmp_path / "hung_after_s").write_text("600")
+    running = start(proxy="max_connections = 4")
+    first = [running.connect() for _ in range(4)]
+    hung, other = {int(ask(sock, "who").split()[1]) for sock in first}
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        again = running.connect()
+        assert int(ask(again, "who").split()[1]) == other
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+
 def test_the_status_names_workers_that_give_no_report_and_is_given_in_time(start: Callable[..., Running]) -> None:
     running = start()
     (running.directory / "mute").touch()

@@ -307,3 +307,12 @@ def test_a_child_is_stuck_when_it_refused_or_ended_three_times() -> None:
     assert not troubles.is_stuck("control")
     troubles.refused("control", ("no master key",), final=False)
     assert troubles.is_stuck("control")
+
+
+def test_the_watchdog_ends_a_worker_that_hangs_while_it_is_to_end_by_itself() -> None:
+    worker = WorkerSlot(0)
+    child = SilentChild()
+    worker.child = child  # type: ignore[assignment]
+    worker.ending, worker.heard_at = True, 1000.0
+    Watchdog([worker], Log("test")).look(1010.1, False)
+    assert child.sent == [signal.SIGKILL]

@@ -70,7 +70,7 @@ class Control:
         self._supervisor = Channel(supervisor, messages.ToControl, on_message=self._on_supervisor, on_close=self._done.set)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # their default would leave tools alone with their tokens
-            loop.add_signal_handler(number, self._done.set)
+            loop.add_signal_handler(number, self._ask_to_end)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it is for the supervisor
 
     async def run(self) -> int:
@@ -84,6 +84,11 @@ class Control:
         if self._node is not None:
             await self._node.close(drained=self._drained)
         return 0
+
+    def _ask_to_end(self) -> None:
+        """Where every process is sent SIGTERM, workers may still be serving: they are to hear of blocks, and be heard."""
+        if not self._supervisor.send(messages.AskToEnd()):
+            self._done.set()
 
     def _on_supervisor(self, message: messages.ToControl, fd: int | None) -> None:
         match message:

@@ -27,7 +27,10 @@ OUT_OF_DESCRIPTORS_PAUSE_S = 0.1
 
 
 class Acceptor:
-    """The listening sockets of the proxy. workers: who may be given connections; max_connections: over all of them."""
+    """The listening sockets of the proxy. workers: who may be given connections; max_connections: over all of them.
+
+    stopped: nothing more is handed over.
+    """
 
     def __init__(self, listeners: Sequence[Listener], workers: Sequence[WorkerSlot], max_connections: int, log: Log) -> None:
         self._loop = asyncio.get_running_loop()
@@ -36,7 +39,7 @@ class Acceptor:
         self._max_connections = max_connections
         self._log = log
         self._accepting = False
-        self._stopped = False
+        self.stopped = False
         self._turn = 0
         self._cap_logged_at = 0.0
 
@@ -45,10 +48,10 @@ class Acceptor:
 
         A little over the cap, for strangers do not leave in the moment in which others come.
         """
-        total = sum(worker.connections for worker in self._workers)
+        total = self._connections()
         over = total - self._max_connections
         full = over >= 0 and (over >= ACCEPTS_PER_TURN or self._worker_with_strangers() is None)
-        wanted = any(worker.ready for worker in self._workers) and not self._stopped and not full
+        wanted = any(worker.ready for worker in self._workers) and not self.stopped and not full
         if over >= 0 and monotonic() - self._cap_logged_at > 1:
             self._cap_logged_at = monotonic()
             strangers = sum(worker.strangers for worker in self._workers)
@@ -69,7 +72,7 @@ class Acceptor:
         for listener in self._listeners:
             for _ in range(BACKLOG // ACCEPTS_PER_TURN):
                 self._accept(listener)
-        self._stopped = True
+        self.stopped = True
         self.accept_when_possible()
         for listener in self._listeners:
             listener.sock.close()
@@ -98,7 +101,7 @@ class Acceptor:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             return  # the peer is gone already
-        full = sum(worker.connections for worker in self._workers) >= self._max_connections
+        full = self._connections() >= self._max_connections
         while (worker := (self._worker_with_strangers() if full else None) or self._choose_worker()) is not None:
             try:
                 sent = worker.child.send(messages.Accept(tls=tls, make_room=full), connection)
@@ -109,6 +112,11 @@ class Acceptor:
                 worker.handed_over += 1
                 return
             worker.ready = False  # it is dying, and its end is noticed in a moment
+
+    def _connections(self) -> int:
+        """All that count for the cap: what a worker has that hangs is lost, and must not keep out those who come again."""
+        hangs_alone = not any(worker.ready and worker.alive for worker in self._workers)
+        return sum(worker.connections for worker in self._workers if worker.alive or hangs_alone)
 
     def _worker_with_strangers(self) -> WorkerSlot | None:
         """Of those that can make room at once, the worker with the most connections without an accepted signature."""
@@ -141,6 +149,6 @@ class Acceptor:
         self._loop.call_later(OUT_OF_DESCRIPTORS_PAUSE_S, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        if not self._stopped:
+        if not self.stopped:
             self._accepting = False
             self.accept_when_possible()

@@ -9,6 +9,11 @@ from xksfast.wire.http_rules cimport Framing
 from xksfast.wire.routes cimport Route
 
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    unsigned long FIONREAD
+
+
 # How far the request being read has come.
 cdef enum Reading:
     NOTHING         # between requests
@@ -22,10 +27,11 @@ cdef class Connection(AnswerSink):
     cdef object transport
     cdef object parser              # httptools.HttpRequestParser
     cdef Reading reading
-    cdef uint64_t first_byte_ns     # of the request being read, or of the last one read
+    cdef uint64_t first_byte_ns     # of the request being read, or of the last one read; before any: when the connection was made
     cdef uint64_t since_ns          # set by the sweeper: when it first saw the state that it is timing; 0: none yet
     cdef bint handshaking
     cdef bint known                 # a signature on this connection was accepted; else it is a stranger's
+    cdef int refusals               # of requests while it was not known
     cdef bint closing               # the last answer is sent; what still comes in is thrown away
     cdef bint feeding               # inside feed_data: answers wait for its end
     cdef bytes request_start        # bytes being fed that begin with the request being read; None: it began elsewhere
@@ -66,6 +72,7 @@ cdef class Connection(AnswerSink):
     cdef bint _handshake(self)
     cdef void _start_request(self)
     cdef void _serve_request(self)
+    cdef void _judge_stranger(self, Exchange exchange)
     cdef void _refuse_stream(self, object error)
     cdef void _send_ready(self)
     cdef void _send(self, bytes data)

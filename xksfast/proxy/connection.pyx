@@ -34,12 +34,10 @@ cdef size_t MAX_BODY = limits.MAX_BODY_BYTES
 cdef size_t MAX_HEAD = limits.MAX_HEADER_BYTES
 cdef int MAX_HEADERS = limits.MAX_HEADERS
 cdef size_t MAX_PIPELINED = limits.MAX_PIPELINED
+cdef int MAX_STRANGERS_REFUSALS = limits.MAX_STRANGERS_REFUSALS
 cdef uint64_t CLOSING_NS = 1000000000  # how long a closing connection may go on sending before it is cut
 cdef uint64_t DRAIN_QUIET_NS = 200000000  # seen by two sweeps in a row: 250 to 500 ms without a byte
 
-cdef extern from "<sys/ioctl.h>" nogil:
-    int ioctl(int fd, unsigned long request, ...)
-    unsigned long FIONREAD
 
 class _Refused(Exception):
     """Raised out of the parser's callbacks to end parsing; the XksError stands in Connection.refusal."""
@@ -50,9 +48,6 @@ cdef class Connection(AnswerSink):
 
     settings: ConnectionSettings. tls_context: native.tls.TlsContext, or None for plain HTTP.
     """
-
-    def __cinit__(self):
-        self.tls = NULL
 
     def __init__(self, settings, tls_context=None):
         self.settings = settings
@@ -75,7 +70,7 @@ cdef class Connection(AnswerSink):
 
     def connection_made(self, transport):
         self.transport = transport
-        self.since_ns = API.monotonic_ns()
+        self.since_ns = self.first_byte_ns = API.monotonic_ns()
         self.draining = self.settings.draining
         self.settings.opened(self)
 
@@ -99,9 +94,7 @@ cdef class Connection(AnswerSink):
     def eof_received(self):
         """The peer will send no more. Answers that are owed still go out; True keeps the transport open for them."""
         self.peer_done = True
-        if self.owed:
-            return True
-        return False
+        return bool(self.owed)
 
     def pause_writing(self):
         self.write_paused = True
@@ -126,6 +119,8 @@ cdef class Connection(AnswerSink):
                 part = "headers" if self.reading == HEAD else "body"
                 self._refuse_stream(http_refusal(408, f"The {part} of the request did not arrive in time"))
             return
+        if self.handshaking and not self.closing and now > self.first_byte_ns + settings.handshake_timeout_ns:
+            return self.transport.abort()
         if self.since_ns == 0:
             self.since_ns = now
         if self.closing:
@@ -382,15 +377,23 @@ cdef class Connection(AnswerSink):
             request.key_start = self.route.key_start
             request.key_len = self.route.key_len
             self.pipeline.serve(exchange, &request, body)
-            if not self.known and exchange.credential is not None:
-                self.known = True
-                self.settings.recognised(self)
+        if not self.known:
+            self._judge_stranger(exchange)
         if exchange.close_after:
             self.stop_parsing = True
         self.reading = NOTHING
         self.bytes_in_head = 0
         if <size_t>len(self.owed) > MAX_PIPELINED:
             self._regulate_reading()
+
+    cdef void _judge_stranger(self, Exchange exchange):
+        """Its request shows who it is, or costs it one of the refusals that it may have: each takes time from those we serve."""
+        if exchange.credential is not None:
+            self.known = True
+            self.settings.recognised(self)
+            return
+        self.refusals += 1
+        exchange.close_after = exchange.close_after or self.refusals >= MAX_STRANGERS_REFUSALS
 
     cdef void _refuse_stream(self, object error):
         """The stream of requests cannot go on: `error` is the last answer, after those that are owed."""

@@ -223,7 +223,9 @@ class Supervisor:
             case messages.WorkerReport():
                 self._reports.received(worker, message)
                 return
-            case messages.WorkerReady():
+            case messages.AskToEnd():
+                self._end_worker(worker)
+            case messages.WorkerReady() if not worker.ending:
                 worker.ready = worker.healthy = self._served = True
                 self._troubles.works(worker.child.name)
                 self._config = self._reloads.taken_by_worker(worker.reload, self._config)
@@ -235,6 +237,12 @@ class Supervisor:
             case messages.CertificatesReloaded():
                 self._certificates_reloaded(worker, message)
         self._accept_or_send_away()
+
+    def _end_worker(self, worker: WorkerSlot) -> None:
+        """Somebody wants this process to end, and it is started again; in a shutdown its turn comes when no more is accepted."""
+        if not self._stopping or self._acceptor.stopped:
+            worker.ending, worker.ready = True, False
+            worker.child.send(messages.Drain())
 
     def _one_more_ready(self) -> None:
         """Each starts the next; the last one is the news that people and scripts wait for."""
@@ -290,6 +298,9 @@ class Supervisor:
                 self._pages.state_problems = message.problems
             case messages.StateRefused() if self._control_loaded:
                 self._log.error("state_kept", problems=message.problems)
+            case messages.AskToEnd():
+                if not self._stopping:  # else its turn comes after the workers
+                    self._control.send(messages.EndNow())
             case messages.StateRefused():
                 self._refused(self._control, message.problems, message.final)
 

@@ -43,7 +43,7 @@ class Watchdog:
         for worker in self._workers:
             if late:
                 worker.heard_at = now
-            elif worker.ready and now - worker.heard_at > self._hung_after_s:
+            elif (worker.ready or worker.ending) and now - worker.heard_at > self._hung_after_s:
                 self._log.error(
                     "worker_hangs", worker=worker.index, silent_s=round(now - worker.heard_at, 1), sent=signal.SIGKILL.name
                 )

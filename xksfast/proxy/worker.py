@@ -50,6 +50,7 @@ USES_PER_REPORT = 1000  # less than a millisecond of the loop's time
 LOST_DESCRIPTOR_LOG_INTERVAL_S = 1.0
 LAST_REPORT_PATIENCE_S = 1.0  # for jobs that nobody waits for any more; above any request's deadline
 SLOW_TOKEN_S = 2.0  # a login takes milliseconds
+SUPERVISORS_TURN_S = 1.0  # beyond drain_timeout_s: it ends what does not end by itself, and says so in the log
 CALLS_PATIENCE_S = 5.0  # for calls inside a PKCS#11 module, before the process ends
 REFUSED = 3  # exit code: it has said why
 
@@ -109,8 +110,8 @@ class Worker:
                 self._done.set()
 
     def _on_signal(self, number: signal.Signals) -> None:
-        """SIGTERM for all processes of a service is one word with the supervisor's Drain; SIGHUP is for the supervisor."""
-        if number != signal.SIGHUP:
+        """SIGHUP is for the supervisor; so is SIGTERM, which knows of connections that are on their way to this process."""
+        if number != signal.SIGHUP and not self._supervisor.send(messages.AskToEnd()):
             self._spawn(self._drain())
 
     def _on_supervisor_gone(self) -> None:
@@ -378,12 +379,13 @@ class Worker:
     # --- end
 
     async def _drain(self) -> None:
-        """Answer what has arrived, close every connection, stop."""
+        """Answer what has arrived, close every connection, stop; in bounded time, since perhaps no supervisor looks after it."""
         if self._draining:
             return
         self._draining = True
         settings = getattr(self, "_settings", None)
         if settings is not None:
+            self._loop.call_later(self._config.proxy.drain_timeout_s + SUPERVISORS_TURN_S, self._done.set)
             settings.draining = True  # for those that are on their way in
             for connection in tuple(settings.connections):
                 connection.drain()

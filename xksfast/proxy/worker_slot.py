@@ -18,6 +18,7 @@ class WorkerSlot:
         self.child: Child
         self.started = False  # whether it is kept running
         self.ready = False
+        self.ending = False  # its process was told to end by itself
         self.reload = 0  # number of the reload whose certificates its process was started with; 0: none
         self.healthy = False
         self.restarts = 0  # times that a process of it ended
@@ -44,6 +45,6 @@ class WorkerSlot:
 
     def reset(self) -> None:
         """A new process: it has no connections."""
-        self.ready = self.healthy = False
+        self.ready = self.healthy = self.ending = False
         self.handed_over = self.closed = self.known = self.seq = 0
         self.heard_at = monotonic()

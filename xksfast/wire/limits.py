@@ -26,6 +26,7 @@ MAX_BODY_BYTES = 64 * 1024  # the largest valid body is under 24 KiB
 MAX_HEADER_BYTES = 8 * 1024  # request line and headers together
 MAX_HEADERS = 32
 MAX_PIPELINED = 64  # requests of one connection that wait for an answer; reading pauses above it
+MAX_STRANGERS_REFUSALS = 16  # of one connection before a signature was accepted on it; then it ends
 
 # --- logs
 MAX_LOGGED_CHARS = 256  # of any value that comes from a request

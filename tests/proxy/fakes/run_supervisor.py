@@ -16,6 +16,7 @@ import uvloop
 
 from xksfast.config import load_config
 from xksfast.errors import OperatorError
+from xksfast.log import finish
 from xksfast.proxy.bound import Bound
 from xksfast.proxy.supervisor import Supervisor
 from xksfast.proxy.watchdog import HUNG_AFTER_S
@@ -36,6 +37,7 @@ try:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(Supervisor(load_config(path), path, ready, command=command, hung_after_s=hung_after_s).run())
 except OperatorError as error:
+    finish()
     print(error, file=sys.stderr)
     code = getattr(error, "exit_code", 2)
 sys.exit(code)
