@@ -21,7 +21,9 @@ from tests.fake_kms.account import ACCOUNT
 from tests.fake_kms.account import Store as AwsStore
 from xksfast.admin.actors import system_actor
 from xksfast.admin.api.parts import LogVerdict
+from xksfast.admin.hearing import Hearing
 from xksfast.admin.linking import Linking
+from xksfast.log import Log
 from xksfast.state.events import Change
 from xksfast.state.objects import StoreLink
 from xksfast.state.store import Plan
@@ -434,3 +436,15 @@ def test_what_is_wrong_with_the_log_is_told_to_those_who_may_see_every_store(
     assert answer.json()["problems"]
     assert "zzbeta" not in answer.text
     assert "zzbeta" in world.rig.as_role("auditor").get("/v1/events/verification").text
+
+
+def test_what_a_node_tells_the_others_of_itself_names_no_key_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hearing = Hearing(Log("test"))
+    monkeypatch.setattr(Hearing, "silent_s", 10_000.0)
+    refusing = {"on_stale": "refuse", "stale_after_s": 10}
+    assert world.rig.as_role("admin").patch("/v1/stores/zzbeta", json=refusing).status_code == 200
+    assert world.rig.read(hearing.look_for_staleness) == {("key_store", "zzbeta")}
+    assert any("key stores zzbeta are refused" in problem for problem in hearing.problems())  # for the machine's own status
+    told = hearing.problems(named=False)
+    assert any("1 key stores" in problem for problem in told)
+    assert not any("zzbeta" in problem for problem in told)
