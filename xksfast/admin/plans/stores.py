@@ -27,6 +27,7 @@ def new_store(state: State, request: StoreCreate, *, groups: Collection[str], no
     """The store as it will be, or Refused. groups: the partition groups of the configuration."""
     if request.name in state.key_stores:
         raise Refused("conflict", "store-exists", f"There is a key store {request.name!r} already", field="name")
+    _check_grants(state, request.name, now)
     if (request.partition_group is None) == (request.key_source != "local"):
         raise Refused(
             "invalid",
@@ -42,6 +43,20 @@ def new_store(state: State, request: StoreCreate, *, groups: Collection[str], no
     store = KeyStore(**fields, key_source="local" if request.partition_group is None else "pkcs11", created_at=now)
     _check(state, store)
     return store
+
+
+def _check_grants(state: State, name: str, now: int) -> None:
+    """An operator is granted what is there: a grant for a name without a store is for one that was deleted."""
+    holders = sorted(one.name for one in state.operators.values() if name in one.stores and not 0 < one.expires_at <= now)
+    if holders:
+        raise Refused(
+            "conflict",
+            "store-granted-before",
+            f"Operators have grants for a former key store {name!r}: {', '.join(holders[:5])}{', …' if len(holders) > 5 else ''}",
+            why="They could use this one without anybody having granted it",
+            next="Delete them first (`xksfast operator delete NAME`) and create them again afterwards, or choose another name",
+            field="name",
+        )
 
 
 def create(store: KeyStore, credentials: list[Credential]) -> list[Change]:
