@@ -156,6 +156,8 @@ def _check(state: State, store: KeyStore, *, before: KeyStore | None = None) -> 
 def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
     """What is known of the custom key store in AWS. Once linked a store stays so, until AWS has deleted it."""
     store = find_store(state, name)
+    if link is not None and store.link is not None and link.custom_key_store_id != store.link.custom_key_store_id:
+        check_linkable(store)  # which says that it is linked: somebody was faster
     if link is not None and store.link is None and link.custom_key_store_id in _linked_ids(state):
         raise Refused(
             "conflict",
@@ -169,6 +171,12 @@ def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
         "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
     )
     return changed(action, store, replace(store, link=link))
+
+
+def follow_link(state: State, name: str, link: StoreLink) -> list[Change]:
+    """What AWS shows of a link. Nothing when the store has another one by now, or none: the answer of AWS is late then."""
+    have = find_store(state, name).link
+    return [] if have is None or have.custom_key_store_id != link.custom_key_store_id else set_link(state, name, link)
 
 
 def check_connection(store: KeyStore, connection: AwsConnection) -> None:
