@@ -406,6 +406,24 @@ def test_connections_and_events_of_own_stores_are_shown(world: World) -> None:
         assert client.get("/v1/operators").json()["rule"] == "all-stores-needed"
 
 
+def test_no_page_tells_how_many_events_another_store_has(world: World) -> None:
+    admin = world.rig.as_role("admin")
+    for number in range(110):
+        assert admin.patch("/v1/stores/zzbeta", json={"description": str(number)}).status_code == 200
+    with world.client("auditor") as client:
+        for name in ("zzbeta", "zzabsent"):
+            shown = client.get("/v1/events", params={"id": name, "limit": 1})
+            assert (shown.json(), "link" in shown.headers) == ({"items": [], "next": None}, False), name
+        newest = client.get("/v1/events", params={"limit": 1}).json()
+        assert len(newest["items"]) == 1  # behind all those that are not shown
+        seen = [newest["items"][0]["seq"]]
+        for _ in range(3):
+            newest = client.get("/v1/events", params={"limit": 1, "cursor": newest["next"]}).json()
+            seen += [event["seq"] for event in newest["items"]]
+        assert len(seen) == 4
+        assert seen == sorted(set(seen), reverse=True)
+
+
 def test_the_notes_of_a_plan_name_own_stores_only(world: World) -> None:
     declared = {"key_stores": {"alpha": {"region": "us-east-1", "key_source": "local"}}}
     with world.client("operator") as client:
