@@ -76,6 +76,24 @@ def test_what_aws_holds_fast_cannot_be_moved_while_it_is_connected(state: State)
     assert state.store_with_prefix("/payments") is None
 
 
+def test_a_store_that_was_linked_meanwhile_is_not_linked_elsewhere(state: State) -> None:
+    first = StoreLink(connection="main", custom_key_store_id="cks-1", custom_key_store_name="payments")
+    commit(state, stores.set_link(state, "payments", first))
+    with pytest.raises(Refused, match="cks-1") as refused:
+        stores.set_link(state, "payments", replace(first, custom_key_store_id="cks-2"))
+    assert refused.value.rule == "store-linked"
+
+
+def test_a_late_look_at_aws_links_no_store(state: State) -> None:
+    former = StoreLink(connection="main", custom_key_store_id="cks-1", custom_key_store_name="payments")
+    assert stores.follow_link(state, "payments", former) == []  # it was unlinked since
+    commit(state, stores.set_link(state, "payments", replace(former, custom_key_store_id="cks-2")))
+    assert stores.follow_link(state, "payments", former) == []  # and linked elsewhere
+    seen = replace(former, custom_key_store_id="cks-2", connection_state="CONNECTED")
+    commit(state, stores.follow_link(state, "payments", seen))
+    assert state.key_stores["payments"].link == seen
+
+
 def test_more_patterns_than_may_be_set_stay_until_they_are_changed(state: State) -> None:
     """They are from before there was a bound: the state loads with them, and another change does not ask about them."""
     store = state.key_stores["payments"]

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from xksfast.admin.refusals import Refused
 from xksfast.state.events import Origin
 from xksfast.state.objects import Operator, Role
+from xksfast.state.projection import State
+
+Answer = TypeVar("Answer")
 
 TOKEN_PREFIX = "xkt_"
 
@@ -77,6 +82,27 @@ class Actor:
                 f"{self.name} has no grant for key store {store!r}",
                 next="Ask an admin for an operator that has it",
             )
+
+
+def check_token(state: State, actor: Actor) -> None:
+    """Refused when the operator was deleted since it showed its token: a body or a token of an HSM may take a minute."""
+    if actor.token and actor.token not in state.operators_by_token:
+        raise Refused(
+            "unauthenticated",
+            "token-unknown",
+            "No operator has this token any more",
+            next="Have an admin create an operator",
+        )
+
+
+def while_known(actor: Actor, plan: Callable[[State], Answer]) -> Callable[[State], Answer]:
+    """The plan, refused when the operator is deleted by the time it is carried out."""
+
+    def checked(state: State) -> Answer:
+        check_token(state, actor)
+        return plan(state)
+
+    return checked
 
 
 def system_actor(what: str) -> Actor:

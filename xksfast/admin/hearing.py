@@ -94,8 +94,8 @@ class Hearing:
 
     # --- for whoever asks
 
-    def problems(self) -> tuple[str, ...]:
-        """A sentence each; the same text as long as it is the same problem."""
+    def problems(self, *, named: bool = True) -> tuple[str, ...]:
+        """A sentence each; the same text as long as it is the same problem. named: whoever hears it may see every key store."""
         found = []
         if isinstance(self._silence, StateWentBack):
             found.append(f"since {self._silent_since}: {self._silence}")
@@ -104,8 +104,13 @@ class Hearing:
         if self._refusal:
             found.append(f"no changes since {self._refused_since}, what is known goes on being served: {self._refusal}")
         if self._stale:
+            which = (
+                f"key stores {', '.join(sorted(self._stale))}"
+                if named
+                else f"{len(self._stale)} key stores, which its log names,"
+            )
             found.append(
-                f"key stores {', '.join(sorted(self._stale))} are refused: they want no service without news for longer than their "
+                f"{which} are refused: they want no service without news for longer than their "
                 "stale_after_s (on_stale = refuse)"
             )
         return tuple(found)

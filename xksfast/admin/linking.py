@@ -118,7 +118,7 @@ class Linking:
         kms, store, store_id = self._linked(actor, name, "operate")
         seen = await _in_thread(lambda: _or_none(lambda: kms.describe_store(store_id)))
         link = sync_store(store, seen, self._service.credentials_of(name), now=_now())
-        await self._service.commit(actor, lambda state: Plan(changes=stores.set_link(state, name, link)))
+        await self._service.commit(actor, lambda state: Plan(changes=stores.follow_link(state, name, link)))
         for key in self._service.list_keys(actor, name).values():
             if key.link is not None:
                 await self._follow(actor, kms, key, key.link.key_arn)

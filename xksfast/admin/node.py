@@ -390,7 +390,7 @@ class Node:
             heartbeat_ms=_now_ms(),
             acked_seq=self._publisher.applied_seq,
             restricted_seq=self._publisher.restricted_seq,
-            details={"problems": list(self._hearing.problems()), **self._twin.details}
+            details={"problems": list(self._hearing.problems(named=False)), **self._twin.details}
             | ({"stopped": True} if self._stopped else {}),
         )
         try:

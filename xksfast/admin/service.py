@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from xksfast.admin.actors import Actor, new_token, operator_origin
+from xksfast.admin.actors import Actor, check_token, new_token, operator_origin, while_known
 from xksfast.admin.blocks import Blocks, Confirmation
 from xksfast.admin.label_rights import LabelRights, new_label
 from xksfast.admin.plans import credentials, keys, operators, stores, teardown
@@ -141,7 +141,7 @@ class Service:
 
     async def block_store(self, actor: Actor, name: str, reason: str) -> Confirmation:
         """The kill switch for a whole store."""
-        actor.require("block", name)
+        self._check_block(actor, name)
         return await self._blocks.block(
             actor, "key_store", name, lambda state: stores.set_blocked(state, name, True, reason), reason
         )
@@ -149,7 +149,8 @@ class Service:
     async def unblock_store(self, actor: Actor, name: str) -> Confirmation:
         """Serve it again."""
         actor.require("operate", name)
-        return await self._blocks.unblock(actor, "key_store", name, lambda state: stores.set_blocked(state, name, False, ""))
+        plan = while_known(actor, lambda state: stores.set_blocked(state, name, False, ""))
+        return await self._blocks.unblock(actor, "key_store", name, plan)
 
     def teardown(self, actor: Actor, name: str) -> list[teardown.Obstacle]:
         """What stands in the way of deleting the store, and in which order."""
@@ -284,7 +285,7 @@ class Service:
 
     async def block_key(self, actor: Actor, store: str, external_key_id: str, reason: str) -> Confirmation:
         """The kill switch for one key."""
-        actor.require("block", store)
+        self._check_block(actor, store)
         return await self._blocks.block(
             actor,
             "key",
@@ -296,12 +297,8 @@ class Service:
     async def unblock_key(self, actor: Actor, store: str, external_key_id: str) -> Confirmation:
         """Serve it again."""
         actor.require("operate", store)
-        return await self._blocks.unblock(
-            actor,
-            "key",
-            key_id(store, external_key_id),
-            lambda state: keys.set_blocked(state, store, external_key_id, False, ""),
-        )
+        plan = while_known(actor, lambda state: keys.set_blocked(state, store, external_key_id, False, ""))
+        return await self._blocks.unblock(actor, "key", key_id(store, external_key_id), plan)
 
     def key(self, actor: Actor, store: str, external_key_id: str) -> Key:
         """One key."""
@@ -375,6 +372,12 @@ class Service:
 
     # --- shared
 
+    def _check_block(self, actor: Actor, store: str) -> None:
+        """Once, before it is in force: what is in force is recorded whatever becomes of the operator."""
+        actor.require("block", store)
+        with self._store.reading() as state:
+            check_token(state, actor)
+
     def credentials_of(self, store: str) -> list[Credential]:
         """Of a store, for linking: who asks was checked."""
         with self._store.reading() as state:
@@ -399,7 +402,7 @@ class Service:
         if dry_run:
             with self._store.reading() as state:
                 return plan(state).answer
-        committed = await self._run(lambda: self._store.transact(actor.origin, plan, once=once))
+        committed = await self._run(lambda: self._store.transact(actor.origin, while_known(actor, plan), once=once))
         if committed.repeated is not None:
             raise Repeated(committed.repeated)
         if committed.events:
@@ -416,7 +419,7 @@ class Service:
             changes = [change for label in wanted for change in keys.begin_source(state, group, label, "", now=_now())]
             return Plan(changes=changes)
 
-        await self._run(lambda: self._store.transact(actor.origin, plan))
+        await self._run(lambda: self._store.transact(actor.origin, while_known(actor, plan)))
         await self._source_keys.make(group, wanted)
 
     async def _change(
@@ -436,11 +439,8 @@ class Service:
         """The source key is there and proven when this returns; whether it is ours."""
         if place != "local":
             if make:
-                await self._run(
-                    lambda: self._store.transact(
-                        actor.origin, lambda state: Plan(changes=keys.begin_source(state, place, label, "", now=_now()))
-                    )
-                )
+                begin = while_known(actor, lambda state: Plan(changes=keys.begin_source(state, place, label, "", now=_now())))
+                await self._run(lambda: self._store.transact(actor.origin, begin))
                 await self._source_keys.make(place, {label: usage})
             else:
                 await self._source_keys.prove(place, label, usage)
@@ -464,7 +464,7 @@ class Service:
             changes = keys.begin_source(state, "local", label, secret_id, now=_now())
             return Plan(changes=changes, new_secrets=[sealed] if changes else [])
 
-        await self._run(lambda: self._store.transact(actor.origin, plan))
+        await self._run(lambda: self._store.transact(actor.origin, while_known(actor, plan)))
         return True
 
     def _new_credentials(self, store: str, given: Sequence[CredentialGiven]) -> tuple[dict[str, str], list[SealedSecret]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 
 import httpx
@@ -12,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.admin.api.rig import ROLES, Rig
+from tests.admin.api.test_keys import new_key
 from tests.admin.api.test_stores import new_store
+from tests.servers import wait_until
+from xksfast.admin.actors import Actor, system_actor
 from xksfast.admin.api.authentication import FAILURE_EVERY_S, FAILURES_AT_ONCE, MAX_ADDRESSES, Failures
+from xksfast.state.objects import Key
 
 # (method, path, body) -> the roles that may; all others get 403. What the path names is there or not: who may not must not learn it.
 READ = ("admin", "operator", "auditor")
@@ -137,6 +142,57 @@ def test_a_deleted_operator_is_out_at_once(rig: Rig, admin: httpx.Client) -> Non
         assert client.get("/v1/whoami").status_code == 200
         assert admin.delete("/v1/operators/short-lived").status_code == 204
         assert client.get("/v1/whoami").status_code == 401
+
+
+def test_an_operator_that_is_deleted_while_its_body_comes_changes_nothing(
+    rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_store(admin, "slowly")
+    known: list[str] = []
+    real = rig.parts.authenticator.actor
+
+    def noted(authorization: str, address: str) -> Actor:
+        known.append((actor := real(authorization, address)).name)
+        return actor
+
+    monkeypatch.setattr(rig.parts.authenticator, "actor", noted)
+    for number, path in enumerate(("/v1/stores/slowly/keys", "/v1/stores/slowly/credentials", "/v1/stores/slowly/block")):
+        name = f"slow-{number}"
+        token = admin.post("/v1/operators", json={"name": name, "role": "operator"}).json()["token"]
+        body = b'{"external_key_id": "k"}' if path.endswith("keys") else b"{}"
+        plain = socket.create_connection(("127.0.0.1", int(rig.url.rpartition(":")[2])), timeout=30)
+        with rig.trust.wrap_socket(plain, server_hostname="localhost") as sock:
+            head = f"POST {path} HTTP/1.1\r\nHost: l\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+            sock.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body[:1])
+            wait_until(lambda name=name: f"operator:{name}" in known, "its token was looked at")
+            assert admin.delete(f"/v1/operators/{name}").status_code == 204
+            sock.sendall(body[1:])
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 401"), (path, answer)
+    shown = admin.get("/v1/stores/slowly").json()
+    assert shown["blocked"] is False
+    assert admin.get("/v1/stores/slowly/keys").json()["items"] == []
+    assert len(admin.get("/v1/stores/slowly/credentials").json()["items"]) == 1
+
+
+def test_a_bulk_ends_with_its_operator(rig: Rig, admin: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_store(admin, "mass")
+    for number in range(3):
+        new_key(admin, "mass", f"k{number}")
+    token = admin.post("/v1/operators", json={"name": "mass", "role": "operator"}).json()["token"]
+    real = rig.service.enable_key
+
+    async def deleting(actor: Actor, store: str, key: str, enabled: bool) -> Key:
+        done = await real(actor, store, key, enabled)
+        await rig.service.delete_operator(system_actor("test"), "mass")
+        return done
+
+    monkeypatch.setattr(rig.service, "enable_key", deleting)
+    with rig.client(token=token) as client:
+        answer = client.post("/v1/bulk", json={"action": "disable", "keys": ["mass/k0", "mass/k1", "mass/k2"]})
+    assert answer.status_code == 200
+    keys = rig.read(lambda state: {key.external_key_id: key.enabled for key in state.keys_of("mass").values()})
+    assert keys == {"k0": False, "k1": True, "k2": True}
 
 
 def test_wrong_tokens_are_slowed_down_and_a_right_one_is_not(rig: Rig, admin: httpx.Client) -> None:

@@ -198,6 +198,65 @@ def test_an_idle_connection_makes_room_for_a_new_one(small: Rig) -> None:
             assert client.get("/v1/whoami").status_code == 200
 
 
+def raw(rig: Rig) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(rig.url.rpartition(":")[2])), timeout=PATIENCE_S)
+
+
+def test_who_holds_every_connection_by_a_token_pushes_no_newcomer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MAX_CONNECTIONS", 8)
+    head = "Host: localhost\r\nAuthorization: Bearer {}\r\n\r\n"
+    with running(tmp_path) as rig, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(rig.trust.wrap_socket(raw(rig), server_hostname="localhost"))
+            sock.sendall(f"GET /v1/whoami HTTP/1.1\r\n{head.format(rig.tokens['auditor'])}".encode())
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        newcomer = raw(rig)  # and then shakes hands, while another one comes
+        other = stack.enter_context(raw(rig))
+        with rig.trust.wrap_socket(newcomer, server_hostname="localhost") as sock:
+            sock.sendall(f"GET /v1/whoami HTTP/1.1\r\n{head.format(rig.tokens['admin'])}".encode())
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nor was the other one closed
+            other.recv(1)
+
+
+def test_who_does_not_send_the_rest_of_a_request_makes_room(small: Rig) -> None:
+    head = f"POST /v1/apply/plan HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {small.tokens['auditor']}\r\n"
+    known = 0
+    real = small.parts.authenticator.actor
+
+    def counted(authorization: str, address: str) -> Any:
+        nonlocal known
+        actor = real(authorization, address)
+        known += 1
+        return actor
+
+    small.parts.authenticator.actor = counted  # type: ignore[method-assign]
+    with contextlib.ExitStack() as stack:
+        for number in range(1, door.MAX_CONNECTIONS + 1):
+            sock = stack.enter_context(small.trust.wrap_socket(raw(small), server_hostname="localhost"))
+            sock.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+            wait_until(lambda number=number: known == number, "the token was looked at")
+        with small.client() as client:
+            assert client.get("/v1/whoami").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.1", "10.0.0.2", False),
+        ("2001:db8::1", "2001:db8::ffff:0:0:2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
+        ("::ffff:10.0.0.1", "10.0.0.1", True),
+    ],
+)
+def test_addresses_of_one_network_of_ipv6_count_as_one(one: str, other: str, same: bool) -> None:
+    ours, theirs = (door.Visitor(None, None, address) for address in (one, other))  # type: ignore[arg-type]
+    assert (ours.network == theirs.network) is same
+
+
 def commands(rig: Rig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     return runner(monkeypatch, capfd, rig.url, rig.tokens["admin"], str(rig.ca_file))
 

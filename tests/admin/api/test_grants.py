@@ -21,7 +21,9 @@ from tests.fake_kms.account import ACCOUNT
 from tests.fake_kms.account import Store as AwsStore
 from xksfast.admin.actors import system_actor
 from xksfast.admin.api.parts import LogVerdict
+from xksfast.admin.hearing import Hearing
 from xksfast.admin.linking import Linking
+from xksfast.log import Log
 from xksfast.state.events import Change
 from xksfast.state.objects import StoreLink
 from xksfast.state.store import Plan
@@ -404,6 +406,24 @@ def test_connections_and_events_of_own_stores_are_shown(world: World) -> None:
         assert client.get("/v1/operators").json()["rule"] == "all-stores-needed"
 
 
+def test_no_page_tells_how_many_events_another_store_has(world: World) -> None:
+    admin = world.rig.as_role("admin")
+    for number in range(110):
+        assert admin.patch("/v1/stores/zzbeta", json={"description": str(number)}).status_code == 200
+    with world.client("auditor") as client:
+        for name in ("zzbeta", "zzabsent"):
+            shown = client.get("/v1/events", params={"id": name, "limit": 1})
+            assert (shown.json(), "link" in shown.headers) == ({"items": [], "next": None}, False), name
+        newest = client.get("/v1/events", params={"limit": 1}).json()
+        assert len(newest["items"]) == 1  # behind all those that are not shown
+        seen = [newest["items"][0]["seq"]]
+        for _ in range(3):
+            newest = client.get("/v1/events", params={"limit": 1, "cursor": newest["next"]}).json()
+            seen += [event["seq"] for event in newest["items"]]
+        assert len(seen) == 4
+        assert seen == sorted(set(seen), reverse=True)
+
+
 def test_the_notes_of_a_plan_name_own_stores_only(world: World) -> None:
     declared = {"key_stores": {"alpha": {"region": "us-east-1", "key_source": "local"}}}
     with world.client("operator") as client:
@@ -434,3 +454,15 @@ def test_what_is_wrong_with_the_log_is_told_to_those_who_may_see_every_store(
     assert answer.json()["problems"]
     assert "zzbeta" not in answer.text
     assert "zzbeta" in world.rig.as_role("auditor").get("/v1/events/verification").text
+
+
+def test_what_a_node_tells_the_others_of_itself_names_no_key_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hearing = Hearing(Log("test"))
+    monkeypatch.setattr(Hearing, "silent_s", 10_000.0)
+    refusing = {"on_stale": "refuse", "stale_after_s": 10}
+    assert world.rig.as_role("admin").patch("/v1/stores/zzbeta", json=refusing).status_code == 200
+    assert world.rig.read(hearing.look_for_staleness) == {("key_store", "zzbeta")}
+    assert any("key stores zzbeta are refused" in problem for problem in hearing.problems())  # for the machine's own status
+    told = hearing.problems(named=False)
+    assert any("1 key stores" in problem for problem in told)
+    assert not any("zzbeta" in problem for problem in told)

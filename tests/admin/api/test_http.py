@@ -449,6 +449,18 @@ def test_a_block_that_another_node_tells_is_enforced_and_heard_once(rig: Rig, ad
         )
 
 
+def test_a_block_is_not_heard_again_by_the_same_mac_in_other_writing(rig: Rig, admin: httpx.Client) -> None:
+    new_store(admin, "spelled")
+    body = block("b-spelled", "spelled")
+    stamp = str(int(time.time()))
+    mac = rig.sealer.mac(MAC_LABEL, signed_part(stamp, body)).hex()
+    with httpx.Client(base_url=rig.url, verify=rig.trust, trust_env=False) as node:
+        assert node.post(PEER_PATH, content=body, headers={TIME_HEADER: stamp, MAC_HEADER: mac}).status_code == 200
+        for written in (mac.upper(), f"{mac[:2]} {mac[2:]}", f"{mac[:2]}\t{mac[2:]}"):
+            again = node.post(PEER_PATH, content=body, headers={TIME_HEADER: stamp, MAC_HEADER: written})
+            assert again.status_code in (401, 409), written
+
+
 # --- the listener
 
 

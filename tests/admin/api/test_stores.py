@@ -41,6 +41,25 @@ def test_a_new_store_is_answered_with_its_credential_once(rig: Rig, admin: httpx
     assert not rig.source_keys.made
 
 
+def test_a_grant_for_a_deleted_store_is_none_for_a_new_one_of_its_name(rig: Rig, admin: httpx.Client) -> None:
+    new_store(admin, "again")
+    made = admin.post("/v1/operators", json={"name": "of-the-former", "role": "operator", "stores": ["again"]}).json()
+    assert admin.delete("/v1/stores/again").status_code == 204
+    body = {"name": "again", "uri_path_prefix": "/again", **LOCAL}
+    refused = admin.post("/v1/stores", json=body)
+    assert (refused.status_code, refused.json()["rule"]) == (409, "store-granted-before")
+    assert "of-the-former" in refused.json()["detail"]
+    with rig.client(token=made["token"]) as former:
+        assert former.post("/v1/stores/again/credentials").status_code == 404
+    assert admin.delete("/v1/operators/of-the-former").status_code == 204
+    assert admin.post("/v1/stores", json=body).status_code == 201
+
+
+def test_an_expired_grant_keeps_no_name_from_a_new_store(rig: Rig, admin: httpx.Client) -> None:
+    rig.add_operator("long-gone", "operator", stores=("free-again",), expires_at=1)
+    new_store(admin, "free-again")
+
+
 def test_a_store_in_a_partition_group_is_tried_first(rig: Rig, admin: httpx.Client) -> None:
     body = {"name": "in-hsm", "uri_path_prefix": "/in-hsm", "region": "us-east-1", "partition_group": "main"}
     rig.source_keys.problem = "partition p0 cannot be reached"

@@ -2,14 +2,17 @@
 """Accepts the connections of the administration, and decides which of them go when there are too many.
 
 A connection is a stranger's until a right token, or a node's MAC, came over it. At the limit the oldest stranger goes, of the address
-that has most of them: a client that opens connections for nothing pushes out its own. A newcomer's trap: accepting never stops, and a
-connection counts from then on, not from the end of its TLS handshake, or else it would cost nothing to begin one and fall silent.
+that has most of them: a client that opens connections for nothing pushes out its own. While strangers are few, the oldest goes that
+has authenticated and is not at work: who holds a token and many connections must not keep all others out. A newcomer's trap: accepting
+never stops, and a connection counts from then on, not from the end of its TLS handshake, or else it would cost nothing to begin one
+and fall silent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import ssl
 from collections import Counter
@@ -19,6 +22,7 @@ from typing import Any, Protocol
 from xksfast.log import Log
 
 MAX_CONNECTIONS = 256
+STRANGERS_PART = 4  # of the connections, one in so many is left to strangers: each newcomer is one while it shakes hands
 HANDSHAKE_PATIENCE_S = 10.0
 ACCEPT_AGAIN_S = 0.1  # after the machine has refused one
 ADMIT = "xksfast.admit"  # in the scope of a request: what is called when it has authenticated
@@ -32,14 +36,14 @@ class Server(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request runs on it."""
+        """Whether no request is at work on it: none has come, or not all of it, or its answer is not being read."""
 
 
 class Visitor:
     """A connection from its accept to its end. is_stranger: nobody has authenticated over it."""
 
     def __init__(self, door: Door, sock: socket.socket, address: str) -> None:
-        self.address = address
+        self.network = _network(address)
         self.is_stranger = True
         self.server: Server | None = None  # None while TLS shakes hands
         self.admission: asyncio.Task[None] | None = None
@@ -53,7 +57,7 @@ class Visitor:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can be closed without taking an answer from anybody."""
+        """Whether it can be closed without ending what is at work for somebody."""
         return self.server is not None and self.server.is_idle
 
     def admit(self) -> None:
@@ -142,14 +146,24 @@ class Door:
             visitor.leave()
 
     def _make_room(self) -> None:
-        """Close one that may go: a stranger's, or else one that says nothing just now. None when every one is at work."""
+        """Close one that may go: a stranger's, or one that is not at work. None when every one is."""
         strangers = [visitor for visitor in self._visitors if visitor.is_stranger]
-        if strangers:
-            by_address = Counter(visitor.address for visitor in strangers)
-            most = max(by_address.values())
-            next(visitor for visitor in strangers if by_address[visitor.address] == most).close()
-        elif (idle := next((visitor for visitor in self._visitors if visitor.is_idle), None)) is not None:
+        idle = next((visitor for visitor in self._visitors if not visitor.is_stranger and visitor.is_idle), None)
+        if idle is not None and len(strangers) <= MAX_CONNECTIONS // STRANGERS_PART:
             idle.close()
+        elif strangers:
+            by_network = Counter(visitor.network for visitor in strangers)
+            most = max(by_network.values())
+            next(visitor for visitor in strangers if by_network[visitor.network] == most).close()
+
+
+def _network(address: str) -> str:
+    """To whom it counts. Who has one address of IPv6 has 2^64 of them, as a rule."""
+    try:
+        known = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(known.ipv4_mapped or ipaddress.IPv6Network((known, 64), strict=False))
 
 
 def admit(scope: MutableMapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from xksfast.state.events import Event
 router = APIRouter(prefix="/v1/events", tags=["events"], route_class=AdminRoute, dependencies=[BEARER])
 
 MAX_SEQ = 2**63 - 1
+_LOOKED_THROUGH = 1000  # in one round, for an operator who may not see all: small pages must not count what is left out
 _MAX_ROUNDS = 50  # of looking for events that the operator may see, before a page is sent that is not full
 
 Moment = Annotated[int, Query(ge=0, le=MAX_SEQ, description="Unix milliseconds; 0: any.")]
@@ -52,11 +53,12 @@ async def list_events(
     found: list[Event] = []
     before = cursor
     more = True
+    size = max(limit, _LOOKED_THROUGH if actor.stores else 0) + 1
     for _ in range(_MAX_ROUNDS):
-        batch = await parts.events(EventQuery(kind, id, by, action, from_ms, until_ms, before, limit + 1))
+        batch = await parts.events(EventQuery(kind, id, by, action, from_ms, until_ms, before, size))
         with parts.reading() as state:
             found += [event for event in batch if may_see_event(state, actor, event)]
-        more = len(batch) > limit
+        more = len(batch) == size
         if batch:
             before = batch[-1].seq
         if len(found) > limit or not more:

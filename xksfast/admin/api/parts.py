@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
-from xksfast.admin.actors import Actor
+from xksfast.admin.actors import Actor, check_token
 from xksfast.admin.api.authentication import Authenticator, Failures
 from xksfast.admin.api.peers import PeerDoor
 from xksfast.admin.api.replays import Replays
@@ -107,8 +107,11 @@ async def parts_of(request: Request) -> Parts:
 
 
 async def actor_of(request: Request) -> Actor:
-    """Whom the route has authenticated before the body was read."""
+    """Whom the route has authenticated before the body was read; looked up again, since a body may come slowly."""
     actor: Actor = request.state.actor
+    parts: Parts = request.app.state.parts
+    with parts.reading() as state:
+        check_token(state, actor)
     return actor
 
 

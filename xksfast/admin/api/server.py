@@ -114,8 +114,9 @@ class _Protocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Between two requests."""
-        return self.cycle is None or self.cycle.response_complete
+        """Between two requests, or in one that its client holds up: it does not send the rest, or does not read the answer."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A request is due."""

@@ -27,6 +27,7 @@ def new_store(state: State, request: StoreCreate, *, groups: Collection[str], no
     """The store as it will be, or Refused. groups: the partition groups of the configuration."""
     if request.name in state.key_stores:
         raise Refused("conflict", "store-exists", f"There is a key store {request.name!r} already", field="name")
+    _check_grants(state, request.name, now)
     if (request.partition_group is None) == (request.key_source != "local"):
         raise Refused(
             "invalid",
@@ -42,6 +43,20 @@ def new_store(state: State, request: StoreCreate, *, groups: Collection[str], no
     store = KeyStore(**fields, key_source="local" if request.partition_group is None else "pkcs11", created_at=now)
     _check(state, store)
     return store
+
+
+def _check_grants(state: State, name: str, now: int) -> None:
+    """An operator is granted what is there: a grant for a name without a store is for one that was deleted."""
+    holders = sorted(one.name for one in state.operators.values() if name in one.stores and not 0 < one.expires_at <= now)
+    if holders:
+        raise Refused(
+            "conflict",
+            "store-granted-before",
+            f"Operators have grants for a former key store {name!r}: {', '.join(holders[:5])}{', …' if len(holders) > 5 else ''}",
+            why="They could use this one without anybody having granted it",
+            next="Delete them first (`xksfast operator delete NAME`) and create them again afterwards, or choose another name",
+            field="name",
+        )
 
 
 def create(store: KeyStore, credentials: list[Credential]) -> list[Change]:
@@ -141,6 +156,8 @@ def _check(state: State, store: KeyStore, *, before: KeyStore | None = None) -> 
 def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
     """What is known of the custom key store in AWS. Once linked a store stays so, until AWS has deleted it."""
     store = find_store(state, name)
+    if link is not None and store.link is not None and link.custom_key_store_id != store.link.custom_key_store_id:
+        check_linkable(store)  # which says that it is linked: somebody was faster
     if link is not None and store.link is None and link.custom_key_store_id in _linked_ids(state):
         raise Refused(
             "conflict",
@@ -154,6 +171,12 @@ def set_link(state: State, name: str, link: StoreLink | None) -> list[Change]:
         "store.sync" if store.link is not None and link is not None else "store.link" if link is not None else "store.unlink"
     )
     return changed(action, store, replace(store, link=link))
+
+
+def follow_link(state: State, name: str, link: StoreLink) -> list[Change]:
+    """What AWS shows of a link. Nothing when the store has another one by now, or none: the answer of AWS is late then."""
+    have = find_store(state, name).link
+    return [] if have is None or have.custom_key_store_id != link.custom_key_store_id else set_link(state, name, link)
 
 
 def check_connection(store: KeyStore, connection: AwsConnection) -> None:
