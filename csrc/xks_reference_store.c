@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HEADER_BYTES 32
@@ -18,6 +19,9 @@
 #define FIRST_BUCKETS 1024U
 #define RECORDS_PER_READ 256U
 #define NOT_THERE UINT32_MAX
+/* Whoever holds the file does so for a few system calls, unless it is stopped there: then we say so, and do not stop with it. */
+#define LOCK_PAUSE_NS 1000000
+#define LOCK_TRIES 2000
 
 static const uint8_t HEADER[HEADER_BYTES] = "xksfast-key-references 1\n";
 static const uint8_t DOMAIN[] = "xksfast-key-reference 1"; /* hashed with its NUL */
@@ -233,14 +237,14 @@ static xks_status look_at_header(xks_reference_store *store, char *error)
     return XKS_OK;
 }
 
-/* References that are added to a file without a name would be gone with the process. */
+/* References that are added to a file without its name would be unknown to who starts next. */
 static xks_status still_named(const xks_reference_store *store, char *error)
 {
-    struct stat about;
+    struct stat about, named;
     if (fstat(store->fd, &about) != 0) {
         return system_failed(store->path, "read", error);
     }
-    if (about.st_nlink == 0) {
+    if (stat(store->path, &named) != 0 || named.st_ino != about.st_ino || named.st_dev != about.st_dev) {
         return damaged(store->path, "was removed or replaced while it was in use", error);
     }
     if (about.st_size < end_of(store)) {
@@ -257,10 +261,19 @@ static xks_status refresh_locked(xks_reference_store *store, char *error)
 
 static xks_status lock_file(const xks_reference_store *store, char *error)
 {
-    int result;
-    do {
-        result = flock(store->fd, LOCK_EX);
-    } while (result != 0 && errno == EINTR);
+    const struct timespec pause = {0, LOCK_PAUSE_NS};
+    int result = flock(store->fd, LOCK_EX | LOCK_NB);
+    for (int tries = 1; result != 0 && (errno == EWOULDBLOCK || errno == EINTR) && tries < LOCK_TRIES; tries++) {
+        (void)nanosleep(&pause, NULL);
+        result = flock(store->fd, LOCK_EX | LOCK_NB);
+    }
+    if (result != 0 && errno == EWOULDBLOCK) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "%.300s is held by another process that does not go on: see which one is stopped or hangs (fuser shows those that have it "
+                 "open), and end it",
+                 store->path);
+        return XKS_SYSTEM;
+    }
     return result == 0 ? XKS_OK : system_failed(store->path, "locked", error);
 }
 
