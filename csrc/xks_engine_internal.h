@@ -298,8 +298,9 @@ uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t afte
 
 /* --- xks_engine_verdict.c */
 
-/* Write down what was found, unless the key was removed meanwhile: then its copy goes too. Takes both locks. */
-void xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
+/* Write down what was found, unless the key was removed meanwhile: then its copy goes too, if nothing was known of it, and the result is
+ * false. Takes both locks. */
+bool xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
 /* Whether a member is out since a call did not return. */
 bool xks_engine_any_hangs(const xks_engine *engine, uint64_t members);
 /* Why no member of the group can use the key now: XKS_NOT_FOUND only when all of them serve and say that there is none. The loop
