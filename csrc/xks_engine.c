@@ -3,13 +3,13 @@
 
 #include "xks_clock.h"
 #include <errno.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,12 +33,12 @@ static char *copy_text(const char *text, bool *ok)
 
 static bool same_file(const char *a, const char *b)
 {
-    char resolved_a[PATH_MAX], resolved_b[PATH_MAX];
+    struct stat of_a, of_b;
     if (a == NULL || b == NULL) {
         return false;
     }
     return strcmp(a, b) == 0 ||
-           (realpath(a, resolved_a) != NULL && realpath(b, resolved_b) != NULL && strcmp(resolved_a, resolved_b) == 0);
+           (stat(a, &of_a) == 0 && stat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino);
 }
 
 static void monotonic_cond_init(pthread_cond_t *cond)
@@ -314,6 +314,9 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
     uint64_t at_ns = (uint64_t)until.tv_nsec + patience_ns % 1000000000U;
     until.tv_sec += (time_t)(patience_ns / 1000000000U + at_ns / 1000000000U);
     until.tv_nsec = (long)(at_ns % 1000000000U);
+    pthread_mutex_lock(&engine->lock);
+    pthread_cond_broadcast(&engine->environment_free);
+    pthread_mutex_unlock(&engine->lock);
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
