@@ -75,6 +75,7 @@ typedef struct engine_module {
     xks_p11_module p11; /* written by who changes the module */
     module_variable variables[XKS_MAX_VARIABLES]; /* fixed after _start */
     uint32_t variable_count;
+    bool reads_environment; /* guarded by engine->lock */
     pthread_mutex_t lock;
     /* --- guarded by lock */
     pthread_cond_t changed;
@@ -221,7 +222,6 @@ struct xks_engine {
     pthread_mutex_t lock;
     pthread_cond_t settled; /* a partition's state or keys changed */
     pthread_cond_t environment_free;
-    bool environment_taken;        /* a module reads the environment */
     uint64_t started_ns;
     engine_key *keys[XKS_MAX_KEY_CHUNKS];
     _Atomic uint32_t key_capacity; /* indices that have a chunk */
