@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define STOP_PATIENCE_NS 2000000000U
+#define JOIN_PAUSE_NS 1000000
 /* A session worker's stack: a vendor's library below it needs more than we do. */
 #define STACK_BYTES (512U * 1024U)
 
@@ -272,11 +273,19 @@ xks_status xks_engine_start(xks_engine *engine, char *error)
 
 /* --- stopping */
 
-/* Whether a thread that was started has not ended by then. */
-static bool is_left(bool started, bool *joined, pthread_t thread, const struct timespec *until)
+/* Whether a thread that was started has not ended by then. Asked again and again, since pthread_timedjoin_np goes by the clock of the day,
+ * which may be set meanwhile. */
+static bool is_left(bool started, bool *joined, pthread_t thread, uint64_t until_ns)
 {
-    if (started && !*joined) {
-        *joined = pthread_timedjoin_np(thread, NULL, until) == 0;
+    const struct timespec pause = {0, JOIN_PAUSE_NS};
+    while (started && !*joined) {
+        *joined = pthread_tryjoin_np(thread, NULL) == 0;
+        if (!*joined && xks_monotonic_ns() >= until_ns) {
+            break;
+        }
+        if (!*joined) {
+            (void)nanosleep(&pause, NULL);
+        }
     }
     return started && !*joined;
 }
@@ -305,15 +314,11 @@ static void free_partition(engine_partition *partition)
 uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
 {
     uint32_t left = 0;
-    struct timespec until;
+    uint64_t until_ns = xks_monotonic_ns() + patience_ns;
     if (engine->pid != getpid()) {
         return 1;
     }
     atomic_store(&engine->stopping, true);
-    clock_gettime(CLOCK_REALTIME, &until); /* the clock of pthread_timedjoin_np */
-    uint64_t at_ns = (uint64_t)until.tv_nsec + patience_ns % 1000000000U;
-    until.tv_sec += (time_t)(patience_ns / 1000000000U + at_ns / 1000000000U);
-    until.tv_nsec = (long)(at_ns % 1000000000U);
     pthread_mutex_lock(&engine->lock);
     pthread_cond_broadcast(&engine->environment_free);
     pthread_mutex_unlock(&engine->lock);
@@ -331,9 +336,9 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
         engine_partition *partition = engine->partitions[i];
         for (uint32_t w = 0; w < 2 * partition->sessions; w++) {
             engine_worker *worker = &partition->workers[w];
-            left += is_left(worker->started, &worker->joined, worker->thread, &until) ? 1 : 0;
+            left += is_left(worker->started, &worker->joined, worker->thread, until_ns) ? 1 : 0;
         }
-        left += is_left(partition->keeper_started, &partition->keeper_joined, partition->keeper, &until) ? 1 : 0;
+        left += is_left(partition->keeper_started, &partition->keeper_joined, partition->keeper, until_ns) ? 1 : 0;
     }
     return left;
 }
