@@ -22,6 +22,7 @@
 /* Whoever holds the file does so for a few system calls, unless it is stopped there: then we say so, and do not stop with it. */
 #define LOCK_PAUSE_NS 1000000
 #define LOCK_TRIES 2000
+#define LOCK_TRIES_WHILE_STUCK 20 /* many keys must not wait for the same process one after the other */
 
 static const uint8_t HEADER[HEADER_BYTES] = "xksfast-key-references 1\n";
 static const uint8_t DOMAIN[] = "xksfast-key-reference 1"; /* hashed with its NUL */
@@ -43,6 +44,7 @@ struct xks_reference_store {
     int fd;
     pthread_mutex_t lock;
     /* --- guarded by lock */
+    bool stuck; /* the last try for the file's lock found it held for too long */
     record *records;
     uint32_t count, capacity;
     uint32_t *buckets; /* indices of records, by open addressing; bucket_count of them, a power of two */
@@ -259,15 +261,16 @@ static xks_status refresh_locked(xks_reference_store *store, char *error)
     return status == XKS_OK ? take_in(store, error) : status;
 }
 
-static xks_status lock_file(const xks_reference_store *store, char *error)
+static xks_status lock_file(xks_reference_store *store, char *error)
 {
     const struct timespec pause = {0, LOCK_PAUSE_NS};
-    int result = flock(store->fd, LOCK_EX | LOCK_NB);
-    for (int tries = 1; result != 0 && (errno == EWOULDBLOCK || errno == EINTR) && tries < LOCK_TRIES; tries++) {
+    int result = flock(store->fd, LOCK_EX | LOCK_NB), most = store->stuck ? LOCK_TRIES_WHILE_STUCK : LOCK_TRIES;
+    for (int tries = 1; result != 0 && (errno == EWOULDBLOCK || errno == EINTR) && tries < most; tries++) {
         (void)nanosleep(&pause, NULL);
         result = flock(store->fd, LOCK_EX | LOCK_NB);
     }
-    if (result != 0 && errno == EWOULDBLOCK) {
+    store->stuck = result != 0 && errno == EWOULDBLOCK;
+    if (store->stuck) {
         snprintf(error, XKS_ERROR_TEXT_BYTES,
                  "%.300s is held by another process that does not go on: see which one is stopped or hangs (fuser shows those that have it "
                  "open), and end it",
