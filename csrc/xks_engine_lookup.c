@@ -46,6 +46,15 @@ static CK_RV believe_absence(engine_partition *partition)
     return rv;
 }
 
+/* Whether the number of the keeper's session is somebody else's by now: whatever is asked or destroyed with it is another token's. */
+static bool is_session_lost(engine_partition *partition)
+{
+    pthread_mutex_lock(&partition->lock);
+    bool lost = partition->keeper_session_gone;
+    pthread_mutex_unlock(&partition->lock);
+    return lost;
+}
+
 /* --- what is to be looked for */
 
 /* A key with its label, and *known: what the partition knows of it; false when it is not wanted (any more). Takes both locks, in order. */
@@ -115,6 +124,9 @@ static CK_RV take_over(engine_partition *partition, const wanted_key *wanted, xk
             return found.rv;
         }
     }
+    if (!made && is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
+    }
     if (made) {
         xks_engine_hold_key(partition, wanted, key);
     } else {
@@ -149,6 +161,9 @@ static CK_RV look_for_key(engine_partition *partition, uint32_t index)
     wanted_key wanted;
     partition_key known;
     xks_p11_key key;
+    if (is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
+    }
     if (xks_engine_is_held(partition, index)) {
         xks_engine_publish_held(partition);
     }
@@ -388,6 +403,9 @@ static CK_RV revalidate(engine_partition *partition, uint32_t index)
     partition_key known;
     if (!read_wanted(partition, index, &wanted, &known)) {
         return CKR_OK;
+    }
+    if (is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
     }
     bool again = atomic_load(&known.state) != XKS_KEY_USABLE;
     CK_RV rv = again ? CKR_OK : look_at_used(partition, &wanted, &known, &again);
