@@ -3,17 +3,18 @@
 
 #include "xks_clock.h"
 #include <errno.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #define STOP_PATIENCE_NS 2000000000U
+#define JOIN_PAUSE_NS 1000000
 /* A session worker's stack: a vendor's library below it needs more than we do. */
 #define STACK_BYTES (512U * 1024U)
 
@@ -33,12 +34,12 @@ static char *copy_text(const char *text, bool *ok)
 
 static bool same_file(const char *a, const char *b)
 {
-    char resolved_a[PATH_MAX], resolved_b[PATH_MAX];
+    struct stat of_a, of_b;
     if (a == NULL || b == NULL) {
         return false;
     }
     return strcmp(a, b) == 0 ||
-           (realpath(a, resolved_a) != NULL && realpath(b, resolved_b) != NULL && strcmp(resolved_a, resolved_b) == 0);
+           (stat(a, &of_a) == 0 && stat(b, &of_b) == 0 && of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino);
 }
 
 static void monotonic_cond_init(pthread_cond_t *cond)
@@ -272,11 +273,19 @@ xks_status xks_engine_start(xks_engine *engine, char *error)
 
 /* --- stopping */
 
-/* Whether a thread that was started has not ended by then. */
-static bool is_left(bool started, bool *joined, pthread_t thread, const struct timespec *until)
+/* Whether a thread that was started has not ended by then. Asked again and again, since pthread_timedjoin_np goes by the clock of the day,
+ * which may be set meanwhile. */
+static bool is_left(bool started, bool *joined, pthread_t thread, uint64_t until_ns)
 {
-    if (started && !*joined) {
-        *joined = pthread_timedjoin_np(thread, NULL, until) == 0;
+    const struct timespec pause = {0, JOIN_PAUSE_NS};
+    while (started && !*joined) {
+        *joined = pthread_tryjoin_np(thread, NULL) == 0;
+        if (!*joined && xks_monotonic_ns() >= until_ns) {
+            break;
+        }
+        if (!*joined) {
+            (void)nanosleep(&pause, NULL);
+        }
     }
     return started && !*joined;
 }
@@ -305,15 +314,14 @@ static void free_partition(engine_partition *partition)
 uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
 {
     uint32_t left = 0;
-    struct timespec until;
+    uint64_t until_ns = xks_monotonic_ns() + patience_ns;
     if (engine->pid != getpid()) {
         return 1;
     }
     atomic_store(&engine->stopping, true);
-    clock_gettime(CLOCK_REALTIME, &until); /* the clock of pthread_timedjoin_np */
-    uint64_t at_ns = (uint64_t)until.tv_nsec + patience_ns % 1000000000U;
-    until.tv_sec += (time_t)(patience_ns / 1000000000U + at_ns / 1000000000U);
-    until.tv_nsec = (long)(at_ns % 1000000000U);
+    pthread_mutex_lock(&engine->lock);
+    pthread_cond_broadcast(&engine->environment_free);
+    pthread_mutex_unlock(&engine->lock);
     for (uint32_t i = 0; i < engine->partition_count; i++) {
         engine_partition *partition = engine->partitions[i];
         pthread_mutex_lock(&partition->lock);
@@ -328,9 +336,9 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns)
         engine_partition *partition = engine->partitions[i];
         for (uint32_t w = 0; w < 2 * partition->sessions; w++) {
             engine_worker *worker = &partition->workers[w];
-            left += is_left(worker->started, &worker->joined, worker->thread, &until) ? 1 : 0;
+            left += is_left(worker->started, &worker->joined, worker->thread, until_ns) ? 1 : 0;
         }
-        left += is_left(partition->keeper_started, &partition->keeper_joined, partition->keeper, &until) ? 1 : 0;
+        left += is_left(partition->keeper_started, &partition->keeper_joined, partition->keeper, until_ns) ? 1 : 0;
     }
     return left;
 }

@@ -179,7 +179,7 @@ uint32_t xks_engine_stop(xks_engine *engine, uint64_t patience_ns);
 uint32_t xks_engine_free(xks_engine *engine);
 
 /* Before the _add_module of the module that reads this variable of the environment; it is set in this process whenever that module is
- * initialised. Modules with variables are initialised one after the other. */
+ * initialised. Modules that want different values of one variable are initialised one after the other. */
 XKS_MUST_CHECK xks_status xks_engine_add_variable(xks_engine *engine, const char *name, const char *value, char *error);
 /* Before _start. path: the shared library; parameters: LibraryParameters, or NULL. The keepers load and initialise it, and try again while
  * that fails: see the reason of the partitions. */

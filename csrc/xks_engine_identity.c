@@ -187,6 +187,16 @@ static bool cannot_show(const engine_partition *partition, const xks_p11_key *ke
     return !key->can_decrypt && partition->profile->iv_mode != XKS_IV_CALLER;
 }
 
+/* Whether what the keeper's session told is of its own token: were its number another's by now, a foreign key would be kept for ever. */
+static bool is_own_token(engine_partition *partition)
+{
+    bool own = xks_engine_login_check(partition) == CKR_OK;
+    pthread_mutex_lock(&partition->lock);
+    own = own && !partition->keeper_session_gone && partition->epoch >= partition->valid_epoch;
+    pthread_mutex_unlock(&partition->lock);
+    return own;
+}
+
 static key_finding take_the_first(const engine_partition *partition, const wanted_key *wanted)
 {
     bool first = (uint32_t)__builtin_ctzll(partition->engine->groups[wanted->group].members) == partition->index;
@@ -213,6 +223,9 @@ key_finding xks_engine_prove_key(engine_partition *partition, const wanted_key *
         CK_RV rv = make_reference(partition, &gcm, key->can_decrypt, &reference);
         if (rv != CKR_OK) {
             return (key_finding){XKS_KEY_FAILED, false, rv};
+        }
+        if (!is_own_token(partition)) {
+            return (key_finding){XKS_KEY_FAILED, false, CKR_SESSION_HANDLE_INVALID};
         }
         if (offer_reference(partition, wanted, &reference, &first, &kept) != XKS_OK) {
             return NO_REFERENCE;
@@ -258,7 +271,7 @@ void xks_engine_hold_key(engine_partition *partition, const wanted_key *wanted, 
     if (partition->held == NULL) {
         xks_p11_key mine = *key;
         key_finding found = sync_references(partition);
-        xks_engine_publish_key(partition, wanted, &mine, &found);
+        (void)xks_engine_publish_key(partition, wanted, &mine, &found);
         return;
     }
     partition->held[partition->held_count++] = (held_key){*wanted, *key};
@@ -287,7 +300,7 @@ void xks_engine_publish_held(engine_partition *partition)
         if (found.state != XKS_KEY_USABLE) {
             xks_p11_key_drop(partition->p11, partition->keeper_session, &held->key);
         }
-        xks_engine_publish_key(partition, &held->wanted, &held->key, &found);
+        (void)xks_engine_publish_key(partition, &held->wanted, &held->key, &found);
     }
     partition->held_count = 0;
 }

@@ -75,6 +75,7 @@ typedef struct engine_module {
     xks_p11_module p11; /* written by who changes the module */
     module_variable variables[XKS_MAX_VARIABLES]; /* fixed after _start */
     uint32_t variable_count;
+    bool reads_environment; /* guarded by engine->lock */
     pthread_mutex_t lock;
     /* --- guarded by lock */
     pthread_cond_t changed;
@@ -221,7 +222,6 @@ struct xks_engine {
     pthread_mutex_t lock;
     pthread_cond_t settled; /* a partition's state or keys changed */
     pthread_cond_t environment_free;
-    bool environment_taken;        /* a module reads the environment */
     uint64_t started_ns;
     engine_key *keys[XKS_MAX_KEY_CHUNKS];
     _Atomic uint32_t key_capacity; /* indices that have a chunk */
@@ -298,8 +298,9 @@ uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t afte
 
 /* --- xks_engine_verdict.c */
 
-/* Write down what was found, unless the key was removed meanwhile: then its copy goes too. Takes both locks. */
-void xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
+/* Write down what was found, unless the key was removed meanwhile: then its copy goes too, if nothing was known of it, and the result is
+ * false. Takes both locks. */
+bool xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
 /* Whether a member is out since a call did not return. */
 bool xks_engine_any_hangs(const xks_engine *engine, uint64_t members);
 /* Why no member of the group can use the key now: XKS_NOT_FOUND only when all of them serve and say that there is none. The loop

@@ -17,6 +17,9 @@ CK_RV xks_engine_login_check(engine_partition *partition)
 {
     CK_SESSION_INFO info;
     CK_RV rv = partition->p11->f->C_GetSessionInfo(partition->keeper_session, &info);
+    if (rv == CKR_OK && info.slotID != partition->keeper_slot) {
+        return CKR_SESSION_HANDLE_INVALID; /* its number is of another token's session by now */
+    }
     if (rv == CKR_OK && partition->pin != NULL && info.state != CKS_RO_USER_FUNCTIONS && info.state != CKS_RW_USER_FUNCTIONS) {
         return CKR_USER_NOT_LOGGED_IN;
     }
@@ -41,6 +44,15 @@ static CK_RV believe_absence(engine_partition *partition)
         pthread_mutex_unlock(&partition->lock);
     }
     return rv;
+}
+
+/* Whether the number of the keeper's session is somebody else's by now: whatever is asked or destroyed with it is another token's. */
+static bool is_session_lost(engine_partition *partition)
+{
+    pthread_mutex_lock(&partition->lock);
+    bool lost = partition->keeper_session_gone;
+    pthread_mutex_unlock(&partition->lock);
+    return lost;
 }
 
 /* --- what is to be looked for */
@@ -79,6 +91,19 @@ static xks_key_state state_of(xks_p11_key_verdict verdict)
 
 /* --- one key */
 
+static const key_finding UNKNOWN = {XKS_KEY_PENDING, false, CKR_OK};
+
+/* A key is used no more: its token object is another key by now, has another name or other rights, or is in doubt. The copy goes
+ * after that is known, so that no worker takes its handle. */
+static void give_up(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found)
+{
+    xks_p11_key without = *key;
+    without.copied = false;
+    if (xks_engine_publish_key(partition, wanted, &without, found)) { /* else it goes with what is known of the removed key */
+        xks_p11_key_drop(partition->p11, partition->keeper_session, key);
+    }
+}
+
 /* What a token object means for a key that is looked for. CKR_OK, or a stale code. */
 static CK_RV take_over(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, xks_p11_key_verdict verdict)
 {
@@ -99,10 +124,13 @@ static CK_RV take_over(engine_partition *partition, const wanted_key *wanted, xk
             return found.rv;
         }
     }
+    if (!made && is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
+    }
     if (made) {
         xks_engine_hold_key(partition, wanted, key);
     } else {
-        xks_engine_publish_key(partition, wanted, key, &found);
+        (void)xks_engine_publish_key(partition, wanted, key, &found);
     }
     return CKR_OK;
 }
@@ -133,6 +161,9 @@ static CK_RV look_for_key(engine_partition *partition, uint32_t index)
     wanted_key wanted;
     partition_key known;
     xks_p11_key key;
+    if (is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
+    }
     if (xks_engine_is_held(partition, index)) {
         xks_engine_publish_held(partition);
     }
@@ -142,6 +173,10 @@ static CK_RV look_for_key(engine_partition *partition, uint32_t index)
     }
     if (atomic_load(&known.state) == XKS_KEY_USABLE) {
         return CKR_OK;
+    }
+    if (known.copied) { /* it was doubted: another copy takes this one's place */
+        xks_p11_key former = {.source = known.source, .use = known.use, .copied = true};
+        give_up(partition, &wanted, &former, &UNKNOWN);
     }
     xks_p11_key_verdict verdict =
         xks_p11_key_find(partition->p11, partition->keeper_session, wanted.label, wanted.label_len, &key);
@@ -335,20 +370,9 @@ CK_RV xks_engine_look_for_keys(engine_partition *partition, uint64_t at_most_ns)
 
 /* --- what was found, again */
 
-/* The token object behind a key that is used is another key by now, or has another name or other rights: it is used no more. The copy goes
- * after that is known, so that no worker takes its handle. */
-static void give_up(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found)
-{
-    xks_p11_key without = *key;
-    without.copied = false;
-    xks_engine_publish_key(partition, wanted, &without, found);
-    xks_p11_key_drop(partition->p11, partition->keeper_session, key);
-}
-
 /* A key that is used is looked at, and opens its reference again. CKR_OK with *again: it is to be looked for; or a stale code. */
 static CK_RV look_at_used(engine_partition *partition, const wanted_key *wanted, const partition_key *known, bool *again)
 {
-    static const key_finding UNKNOWN = {XKS_KEY_PENDING, false, CKR_OK};
     xks_p11_key key = {.source = known->source, .use = known->use, .copied = known->copied, .can_encrypt = known->can_encrypt,
                        .can_decrypt = known->can_decrypt, .extractable = known->extractable};
     xks_p11_key_verdict verdict =
@@ -361,7 +385,7 @@ static CK_RV look_at_used(engine_partition *partition, const wanted_key *wanted,
         if (found.state != XKS_KEY_USABLE) {
             give_up(partition, wanted, &key, &found);
         } else if (found.rv == CKR_OK && found.proven != known->proven) {
-            xks_engine_publish_key(partition, wanted, &key, &found);
+            (void)xks_engine_publish_key(partition, wanted, &key, &found);
         }
         return xks_engine_is_stale(found.rv) ? found.rv : CKR_OK;
     }
@@ -379,6 +403,9 @@ static CK_RV revalidate(engine_partition *partition, uint32_t index)
     partition_key known;
     if (!read_wanted(partition, index, &wanted, &known)) {
         return CKR_OK;
+    }
+    if (is_session_lost(partition)) {
+        return CKR_SESSION_HANDLE_INVALID;
     }
     bool again = atomic_load(&known.state) != XKS_KEY_USABLE;
     CK_RV rv = again ? CKR_OK : look_at_used(partition, &wanted, &known, &again);

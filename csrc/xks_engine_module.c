@@ -37,35 +37,59 @@ void xks_engine_free_variables(engine_module *module)
     }
 }
 
-/* Two modules may want different values of the same variable, and read them in C_Initialize: one after the other. Every name is there since
+/* Whether both want different values of one variable. */
+static bool contradict(const engine_module *a, const engine_module *b)
+{
+    bool differ = false;
+    for (uint32_t i = 0; i < a->variable_count * b->variable_count && !differ; i++) {
+        const module_variable *x = &a->variables[i / b->variable_count], *y = &b->variables[i % b->variable_count];
+        differ = strcmp(x->name, y->name) == 0 && strcmp(x->value, y->value) != 0;
+    }
+    return differ;
+}
+
+/* engine->lock is held. */
+static bool is_taken_locked(const xks_engine *engine, const engine_module *module)
+{
+    bool taken = false;
+    for (uint32_t i = 0; i < engine->module_count && !taken; i++) {
+        taken = engine->modules[i].reads_environment && contradict(&engine->modules[i], module);
+    }
+    return taken;
+}
+
+/* Two modules may want different values of the same variable, and read them in C_Initialize: one after the other. No others wait for each
+ * other, since an HSM that does not answer may keep its module there for long. False: the engine stops before its turn. Every name is there since
  * before the first thread, so that the C library replaces a value in place and no reader elsewhere loses the array under its feet. */
-static void begin_environment(xks_engine *engine, const engine_module *module)
+static bool begin_environment(xks_engine *engine, engine_module *module)
 {
     if (module->variable_count == 0) {
-        return;
+        return true;
     }
     pthread_mutex_lock(&engine->lock);
-    while (engine->environment_taken) {
+    while (is_taken_locked(engine, module) && !atomic_load(&engine->stopping)) {
         pthread_cond_wait(&engine->environment_free, &engine->lock);
     }
-    engine->environment_taken = true;
+    bool free = !is_taken_locked(engine, module);
+    module->reads_environment = free;
     pthread_mutex_unlock(&engine->lock);
-    for (uint32_t i = 0; i < module->variable_count; i++) {
+    for (uint32_t i = 0; i < module->variable_count && free; i++) {
         const char *now = getenv(module->variables[i].name);
         if (now == NULL || strcmp(now, module->variables[i].value) != 0) {
             (void)setenv(module->variables[i].name, module->variables[i].value, 1);
         }
     }
+    return free;
 }
 
-static void end_environment(xks_engine *engine, const engine_module *module)
+static void end_environment(xks_engine *engine, engine_module *module)
 {
     if (module->variable_count == 0) {
         return;
     }
     pthread_mutex_lock(&engine->lock);
-    engine->environment_taken = false;
-    pthread_cond_signal(&engine->environment_free);
+    module->reads_environment = false;
+    pthread_cond_broadcast(&engine->environment_free);
     pthread_mutex_unlock(&engine->lock);
 }
 
@@ -124,9 +148,11 @@ xks_status xks_engine_enter_for_login(engine_partition *partition, char *error)
     module->changing = module->changing || mine;
     pthread_mutex_unlock(&module->lock);
     if (mine) {
-        begin_environment(partition->engine, module);
-        status = xks_p11_module_open(&module->p11, error);
-        end_environment(partition->engine, module);
+        status = XKS_UNAVAILABLE;
+        if (begin_environment(partition->engine, module)) {
+            status = xks_p11_module_open(&module->p11, error);
+            end_environment(partition->engine, module);
+        }
         end_change(module, status == XKS_OK);
     }
     if (status != XKS_OK) {
@@ -241,9 +267,11 @@ bool xks_engine_reset_module(engine_partition *partition)
             pthread_mutex_unlock(&member->lock);
         }
     }
-    begin_environment(engine, module);
-    xks_status status = xks_p11_module_reset(&module->p11, error);
-    end_environment(engine, module);
+    xks_status status = XKS_UNAVAILABLE;
+    if (begin_environment(engine, module)) {
+        status = xks_p11_module_reset(&module->p11, error);
+        end_environment(engine, module);
+    }
     thaw(engine, module);
     end_change(module, status == XKS_OK);
     return status == XKS_OK;

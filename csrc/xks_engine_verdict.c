@@ -104,7 +104,7 @@ static bool tell_locked(engine_partition *partition, const wanted_key *wanted, p
     return is_news(former, found->state);
 }
 
-void xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found)
+bool xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found)
 {
     xks_key_news news;
     bool tell = false;
@@ -112,6 +112,8 @@ void xks_engine_publish_key(engine_partition *partition, const wanted_key *wante
     partition_key *known = xks_partition_key_at(partition, wanted->index);
     bool current = known->wanted && known->generation == wanted->generation;
     bool usable = found->state == XKS_KEY_USABLE;
+    /* The copy of a removed key that was looked at again is destroyed with what is known of it, once: later its number is another's. */
+    bool drop = !current && !(known->copied && known->use == key->use);
     if (current) {
         known->source = usable ? key->source : 0; /* the token may give the number of what is not used to another key */
         known->use = usable ? key->use : 0;
@@ -130,12 +132,13 @@ void xks_engine_publish_key(engine_partition *partition, const wanted_key *wante
         }
     }
     pthread_mutex_unlock(&partition->lock);
-    if (!current) {
+    if (drop) {
         xks_p11_key_drop(partition->p11, partition->keeper_session, key);
     }
     if (tell) {
         push_news(partition->engine, &news);
     }
+    return current;
 }
 
 size_t xks_engine_take_key_news(xks_engine *engine, xks_key_news out[XKS_KEY_NEWS], uint32_t *lost)

@@ -132,6 +132,8 @@ static void doubt_key(engine_partition *partition, const taken *t)
     partition_key *known = xks_partition_key_at(partition, t->job->key);
     if (known->wanted && known->use == t->key && partition->epoch == t->epoch) {
         partition->login_in_doubt = true;
+        known->use = 0; /* whatever is answered for calls with it counts no more: the number may be another key's by now */
+        known->copied = false;
         xks_engine_set_key_locked(partition, t->job->key, XKS_KEY_PENDING);
         xks_engine_list_key_locked(partition, t->job->key, URGENT_KEYS);
     }

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HEADER_BYTES 32
@@ -18,6 +19,10 @@
 #define FIRST_BUCKETS 1024U
 #define RECORDS_PER_READ 256U
 #define NOT_THERE UINT32_MAX
+/* Whoever holds the file does so for a few system calls, unless it is stopped there: then we say so, and do not stop with it. */
+#define LOCK_PAUSE_NS 1000000
+#define LOCK_TRIES 2000
+#define LOCK_TRIES_WHILE_STUCK 20 /* many keys must not wait for the same process one after the other */
 
 static const uint8_t HEADER[HEADER_BYTES] = "xksfast-key-references 1\n";
 static const uint8_t DOMAIN[] = "xksfast-key-reference 1"; /* hashed with its NUL */
@@ -39,6 +44,7 @@ struct xks_reference_store {
     int fd;
     pthread_mutex_t lock;
     /* --- guarded by lock */
+    bool stuck; /* the last try for the file's lock found it held for too long */
     record *records;
     uint32_t count, capacity;
     uint32_t *buckets; /* indices of records, by open addressing; bucket_count of them, a power of two */
@@ -233,14 +239,14 @@ static xks_status look_at_header(xks_reference_store *store, char *error)
     return XKS_OK;
 }
 
-/* References that are added to a file without a name would be gone with the process. */
+/* References that are added to a file without its name would be unknown to who starts next. */
 static xks_status still_named(const xks_reference_store *store, char *error)
 {
-    struct stat about;
+    struct stat about, named;
     if (fstat(store->fd, &about) != 0) {
         return system_failed(store->path, "read", error);
     }
-    if (about.st_nlink == 0) {
+    if (stat(store->path, &named) != 0 || named.st_ino != about.st_ino || named.st_dev != about.st_dev) {
         return damaged(store->path, "was removed or replaced while it was in use", error);
     }
     if (about.st_size < end_of(store)) {
@@ -255,12 +261,22 @@ static xks_status refresh_locked(xks_reference_store *store, char *error)
     return status == XKS_OK ? take_in(store, error) : status;
 }
 
-static xks_status lock_file(const xks_reference_store *store, char *error)
+static xks_status lock_file(xks_reference_store *store, char *error)
 {
-    int result;
-    do {
-        result = flock(store->fd, LOCK_EX);
-    } while (result != 0 && errno == EINTR);
+    const struct timespec pause = {0, LOCK_PAUSE_NS};
+    int result = flock(store->fd, LOCK_EX | LOCK_NB), most = store->stuck ? LOCK_TRIES_WHILE_STUCK : LOCK_TRIES;
+    for (int tries = 1; result != 0 && (errno == EWOULDBLOCK || errno == EINTR) && tries < most; tries++) {
+        (void)nanosleep(&pause, NULL);
+        result = flock(store->fd, LOCK_EX | LOCK_NB);
+    }
+    store->stuck = result != 0 && errno == EWOULDBLOCK;
+    if (store->stuck) {
+        snprintf(error, XKS_ERROR_TEXT_BYTES,
+                 "%.300s is held by another process that does not go on: see which one is stopped or hangs (fuser shows those that have it "
+                 "open), and end it",
+                 store->path);
+        return XKS_SYSTEM;
+    }
     return result == 0 ? XKS_OK : system_failed(store->path, "locked", error);
 }
 

@@ -298,6 +298,57 @@ static void a_module_keeps_its_own_environment_when_it_is_reset(const token *t)
     CHECK(xks_engine_free(engine) == 0);
 }
 
+/* Each module reads a variable of its own name: one whose HSM does not answer while it is reset keeps no other from being initialised. */
+static void a_module_that_hangs_does_not_keep_another_from_its_environment(const token *t)
+{
+    char copy[96], path[96], command[300];
+    uint32_t modules[2], partitions[2], group;
+    xks_engine_config config = {.max_queued = 16, .probe_interval_ns = MS(50), .seed = 7, .recovery_pause_ns = MS(2)};
+    xks_partition_status status;
+    xks_engine *engine;
+    xksfault_control *control = make_control(t, 0);
+    control->flags = 0;
+    memset(control->slots, 0, sizeof control->slots);
+    snprintf(copy, sizeof copy, "%s/behind-the-shim.so", t->directory); /* the linker gives one file once */
+    snprintf(path, sizeof path, "%s/later.so", t->directory);
+    snprintf(command, sizeof command, "cp %s %s", t->path, copy);
+    run(command);
+    CHECK(setenv("XKSFAULT_MODULE", copy, 1) == 0);
+    CHECK_STATUS(XKS_OK, xks_engine_new(&config, &engine, error));
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK_STATUS(XKS_OK, xks_engine_add_variable(engine, i == 0 ? "XKSFAST_TEST_ONE" : "XKSFAST_TEST_TWO", "1", error));
+        CHECK_STATUS(XKS_OK, xks_engine_add_module(engine, i == 0 ? XKS_SHIM : path, NULL, &modules[i], error));
+        xks_partition_config partition = {.name = i == 0 ? "one" : "two", .module = modules[i], .token_label = "t0", .slot = XKS_NO_SLOT,
+                                          .pin = t->pin, .profile = t->profile, .sessions = 1};
+        CHECK_STATUS(XKS_OK, xks_engine_add_partition(engine, &partition, &partitions[i], error));
+        CHECK_STATUS(XKS_OK, xks_engine_add_group(engine, &partitions[i], 1, XKS_VERIFY_SAME, &group, error));
+    }
+    CHECK_STATUS(XKS_OK, xks_engine_start(engine, error));
+    CHECK_STATUS(XKS_OK, xks_engine_wait_settled(engine, SECONDS(60)));
+    CHECK_STATUS(XKS_OK, xks_engine_partition_status(engine, partitions[0], &status));
+    CHECK_STATUS(XKS_PARTITION_READY, status.state);
+    set(&control->finalize_ns, SECONDS(8));
+    set(&control->slots[0].device_error_epoch, 1);
+    uint64_t give_up = xks_monotonic_ns() + SECONDS(30), errors = 0, before;
+    do { /* until nothing fails any more: its keeper is in C_Finalize */
+        CHECK(xks_monotonic_ns() < give_up);
+        before = errors;
+        errors = 0;
+        (void)poll(NULL, 0, 200);
+        for (uint32_t class = 0; class < XKS_FAULT_CLASSES; class++) {
+            errors += get(&control->counters[0].errors[class]);
+        }
+    } while (errors == 0 || errors != before);
+    snprintf(command, sizeof command, "ln -s %s %s", t->path, path);
+    run(command);
+    do {
+        CHECK(get(&control->initialized) == 1); /* it still hangs */
+        (void)poll(NULL, 0, 5);
+        CHECK_STATUS(XKS_OK, xks_engine_partition_status(engine, partitions[1], &status));
+    } while (strstr(status.reason, "cannot be loaded") != NULL);
+    CHECK(xks_engine_stop(engine, SECONDS(60)) == 0 && xks_engine_free(engine) == 0);
+}
+
 int main(void)
 {
     const char *kind = "nss";
@@ -325,6 +376,7 @@ int main(void)
              "SOFTHSM2_CONF=%s softhsm2-util --init-token --free --label t0 --pin 1234 --so-pin 12345678 >/dev/null", conf);
     run(command);
     CASE(a_module_keeps_its_own_environment_when_it_is_reset);
+    CASE(a_module_that_hangs_does_not_keep_another_from_its_environment);
     xks_secret_free(t.pin);
     snprintf(command, sizeof command, "rm -rf %s", t.directory);
     run(command);

@@ -197,7 +197,7 @@ static void of_two_partitions_that_are_one_token_one_serves(const token *t)
     CHECK(xks_engine_free(engine) == 0);
 }
 
-static void one_file_serves_as_two_modules_with_their_own_state(const token *t)
+static void two_modules_have_their_own_state(const token *t, const char *first, const char *second)
 {
     uint32_t module[2], partitions[2], group;
     xks_engine *engine;
@@ -208,7 +208,7 @@ static void one_file_serves_as_two_modules_with_their_own_state(const token *t)
     for (uint32_t i = 0; i < 2; i++) {
         snprintf(conf, sizeof conf, "%s/%s", t->directory, i == 0 ? "conf" : "conf-empty");
         CHECK_STATUS(XKS_OK, xks_engine_add_variable(engine, "SOFTHSM2_CONF", conf, error));
-        CHECK_STATUS(XKS_OK, xks_engine_add_module(engine, t->path, NULL, &module[i], error));
+        CHECK_STATUS(XKS_OK, xks_engine_add_module(engine, i == 0 ? first : second, NULL, &module[i], error));
         xks_partition_config partition = {.name = i == 0 ? "one" : "two", .module = module[i], .token_label = "t0",
                                           .slot = XKS_NO_SLOT, .pin = t->pin, .profile = t->profile, .sessions = 1};
         CHECK_STATUS(XKS_OK, xks_engine_add_partition(engine, &partition, &partitions[i], error));
@@ -221,6 +221,22 @@ static void one_file_serves_as_two_modules_with_their_own_state(const token *t)
     CHECK_STATUS(XKS_OK, xks_engine_partition_status(engine, partitions[1], &status));
     CHECK(status.state == XKS_PARTITION_RECOVERING && strstr(status.reason, "there is no token") != NULL);
     CHECK(xks_engine_free(engine) == 0);
+}
+
+static void one_file_serves_as_two_modules_with_their_own_state(const token *t)
+{
+    two_modules_have_their_own_state(t, t->path, t->path);
+}
+
+/* The linker takes them for one library: a reset of one would take the other's sessions. */
+static void one_file_of_two_names_serves_as_two_modules_with_their_own_state(const token *t)
+{
+    char command[300], one[96], two[96];
+    snprintf(one, sizeof one, "%s/one.so", t->directory);
+    snprintf(two, sizeof two, "%s/two.so", t->directory);
+    snprintf(command, sizeof command, "cp %s %s && ln %s %s", t->path, one, one, two);
+    run(command);
+    two_modules_have_their_own_state(t, one, two);
 }
 
 /* --- keys that come and go */
@@ -313,6 +329,7 @@ int main(void)
     CASE(an_own_key_that_may_only_encrypt_is_not_used);
     CASE(of_two_partitions_that_are_one_token_one_serves);
     CASE(one_file_serves_as_two_modules_with_their_own_state);
+    CASE(one_file_of_two_names_serves_as_two_modules_with_their_own_state);
     xks_secret_free(t.pin);
     snprintf(command, sizeof command, "rm -rf %s", t.directory);
     run(command);

@@ -145,12 +145,57 @@ static void a_number_of_a_destroyed_copy_never_serves_the_former_key(const token
     stop(&s.h.f);
 }
 
+/* A key is removed while its keeper looks at it again: its copy is destroyed once. Were it destroyed again later, the copy that has its number
+ * by then would go, and the next key's copy would have the number of a key that is used. */
+static void a_copy_of_a_key_removed_while_it_is_looked_at_is_destroyed_once(const token *t)
+{
+    tenants s = {.h.count = 1};
+    s.h.control = make_control(t, 1);
+    s.h.control->flags = FLAGS;
+    s.h.control->slots[0].login_mode = XKS_FAULT_LOGIN_AS_REAL;
+    start_engine_for(&s.h, t, 1, 2, XKS_VERIFY_SAME, TENANT_KEYS[0]);
+    uint64_t *const slow = &s.h.control->slots[0].latency[XKS_FAULT_GET_ATTRIBUTE].kind;
+    const uint64_t *const looks = &s.h.control->counters[0].calls[XKS_FAULT_GET_ATTRIBUTE];
+    s.h.control->slots[0].latency[XKS_FAULT_GET_ATTRIBUTE].a_ns = MS(200);
+    s.h.control->slots[0].latency[XKS_FAULT_ENCRYPT_INIT] = (xksfault_latency){XKS_FAULT_FIXED, MS(30), 0, 0};
+    for (uint32_t i = 0; i < TENANTS; i++) {
+        uint8_t value[32];
+        tenant_value(i, value);
+        CHECK_STATUS(XKS_OK, xks_aes_gcm_key_new(value, &s.values[i]));
+    }
+    xks_engine_key_remove(s.h.f.engine, add_key(&s.h.f, TENANT_KEYS[1])); /* from now on both token objects have their numbers */
+    for (uint32_t round = 0, mine = 0, key = s.h.key; round < 6; round++, mine = 1 - mine) {
+        uint64_t before = get(looks), give_up = xks_monotonic_ns() + SECONDS(20);
+        set(slow, XKS_FAULT_FIXED);
+        while (get(looks) == before) { /* until the sweep is inside */
+            CHECK(xks_monotonic_ns() < give_up);
+            usleep(1000);
+        }
+        set(slow, XKS_FAULT_NONE);
+        uint32_t other, again;
+        xks_engine_key_remove(s.h.f.engine, key);
+        CHECK_STATUS(XKS_OK, xks_engine_key_add(s.h.f.engine, s.h.f.group, TENANT_KEYS[1 - mine], strlen(TENANT_KEYS[1 - mine]), &other, error));
+        xks_job *job = job_for(&s.h.f, other, XKS_ENCRYPT, 8, INPUT_BYTES); /* it has the other key looked for before all others */
+        CHECK_STATUS(XKS_OK, xks_engine_submit(s.h.f.engine, job));
+        xks_engine_flush(s.h.f.engine);
+        CHECK_STATUS(XKS_OK, xks_engine_key_add(s.h.f.engine, s.h.f.group, TENANT_KEYS[mine], strlen(TENANT_KEYS[mine]), &again, error));
+        job = await(&s.h.f, 1);
+        CHECK(job->status == XKS_OK && opens(&s, 1 - mine, job, job->output));
+        xks_job_release(s.h.f.pool, job);
+        CHECK_STATUS(XKS_OK, xks_engine_wait_settled(s.h.f.engine, SECONDS(10)));
+        xks_engine_key_remove(s.h.f.engine, again);
+        key = other;
+    }
+    stop(&s.h.f);
+}
+
 int main(void)
 {
     const char *kind = "softhsm";
     token t = make_two_tokens();
     char command[96];
     import_key(&t, 1, "t0"); /* the other tenant's key on the first one's token, too: under another label */
+    CASE(a_copy_of_a_key_removed_while_it_is_looked_at_is_destroyed_once);
     CASE(a_number_of_a_destroyed_copy_never_serves_the_former_key);
     CASE(a_partition_that_fails_before_its_first_success_closes_nobody_s_sessions);
     CASE(restarts_never_mix_two_tenants_keys);

@@ -2,7 +2,19 @@
 /* The engine's threads: how they end, and what they do not hear. */
 #include "ha_fixture.h"
 #include <dirent.h>
+#include <pthread.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+static _Atomic long set_back_s; /* test scaffolding: by how much the clock of the day is wrong */
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = (int)syscall(SYS_clock_gettime, clock, now);
+    now->tv_sec -= clock == CLOCK_REALTIME ? set_back_s : 0;
+    return result;
+}
 
 /* An engine whose keeper will not come back from C_Login before the hang is over. */
 static ha start_hanging_in_login(const token *t)
@@ -40,6 +52,25 @@ static void a_stop_says_how_many_threads_are_inside_a_module_and_may_be_asked_ag
     CHECK(xks_engine_free(h.f.engine) == 0);
 }
 
+static void *let_go(void *control)
+{
+    (void)poll(NULL, 0, 300);
+    set(&((xksfault_control *)control)->slots[0].hang, 0);
+    return NULL;
+}
+
+/* A machine that corrects its clock while it shuts down must not cut a login short. */
+static void a_stop_is_as_patient_whatever_the_clock_of_the_day_does(const token *t)
+{
+    pthread_t other;
+    ha h = start_hanging_in_login(t);
+    set_back_s = 3600;
+    CHECK(pthread_create(&other, NULL, let_go, h.control) == 0);
+    CHECK(xks_engine_stop(h.f.engine, SECONDS(60)) == 0);
+    CHECK(get(&h.control->counters[0].logins) == 1);
+    CHECK(pthread_join(other, NULL) == 0 && xks_engine_free(h.f.engine) == 0);
+}
+
 static void no_thread_of_the_engine_is_interrupted_by_a_signal(const token *t)
 {
     ha h = start_ha(t, 1, 3, XKS_VERIFY_SAME);
@@ -73,6 +104,7 @@ int main(void)
     char command[96];
     make_key(&t, "both", true, true);
     CASE(a_stop_says_how_many_threads_are_inside_a_module_and_may_be_asked_again);
+    CASE(a_stop_is_as_patient_whatever_the_clock_of_the_day_does);
     CASE(no_thread_of_the_engine_is_interrupted_by_a_signal);
     snprintf(command, sizeof command, "rm -rf %s", t.directory);
     run(command);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -288,6 +289,65 @@ static void a_file_that_was_removed_in_use_takes_no_more_references(void)
     xks_reference_store_free(store);
 }
 
+/* Who starts next would make another file, and another reference for the same key. */
+static void a_file_that_was_moved_in_use_takes_no_more_references(void)
+{
+    uint8_t name[XKS_REFERENCE_NAME_BYTES];
+    char aside[128];
+    bool first;
+    three_references();
+    xks_reference_store *store = open_store();
+    snprintf(aside, sizeof aside, "%s.old", path);
+    CHECK(rename(path, aside) == 0);
+    xks_reference_store *next = open_store();
+    CHECK(found(store, 1) == 1 && found(next, 1) == 0);
+    xks_p11_canary reference = reference_of(9);
+    name_of(9, name);
+    CHECK_STATUS(XKS_CONFIG, xks_reference_store_offer(store, name, &reference, &first, error));
+    CHECK(!first && strstr(error, "was removed or replaced") != NULL);
+    CHECK(offer(next, 9, 9, &reference));
+    CHECK_STATUS(XKS_CONFIG, xks_reference_store_find(store, name, &reference, error));
+    xks_reference_store_free(store);
+    xks_reference_store_free(next);
+    CHECK(unlink(aside) == 0);
+}
+
+static void a_process_that_is_stopped_with_the_file_in_its_hands_stops_nobody_else(void)
+{
+    uint8_t name[XKS_REFERENCE_NAME_BYTES];
+    bool first;
+    int locked[2];
+    char byte;
+    three_references();
+    xks_reference_store *store = open_store();
+    CHECK(pipe(locked) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int fd = open(path, O_RDWR);
+        CHECK(fd >= 0 && flock(fd, LOCK_EX) == 0 && write(locked[1], "x", 1) == 1);
+        (void)raise(SIGSTOP);
+        _exit(0);
+    }
+    CHECK(read(locked[0], &byte, 1) == 1);
+    alarm(60); /* it must not wait for ever */
+    xks_p11_canary reference = reference_of(9);
+    name_of(9, name);
+    CHECK_STATUS(XKS_SYSTEM, xks_reference_store_offer(store, name, &reference, &first, error));
+    CHECK(!first && strstr(error, "held by another process") != NULL);
+    for (int i = 0; i < 40; i++) { /* nor does each of many keys wait for it as long */
+        CHECK_STATUS(XKS_SYSTEM, xks_reference_store_offer(store, name, &reference, &first, error));
+    }
+    CHECK(found(store, 1) == 1); /* what is known needs no file */
+    xks_reference_store *late;
+    CHECK_STATUS(XKS_SYSTEM, xks_reference_store_open(path, &late, error));
+    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
+    CHECK(offer(store, 9, 9, &reference));
+    alarm(0);
+    xks_reference_store_free(store);
+    close(locked[0]);
+    close(locked[1]);
+}
+
 static void a_full_disk_leaves_no_half_record(void)
 {
     three_references();
@@ -342,6 +402,8 @@ int main(void)
     RUN(a_header_that_was_being_written_is_written_again);
     RUN(damage_is_named_and_left_as_it_is);
     RUN(a_file_that_was_removed_in_use_takes_no_more_references);
+    RUN(a_file_that_was_moved_in_use_takes_no_more_references);
+    RUN(a_process_that_is_stopped_with_the_file_in_its_hands_stops_nobody_else);
     RUN(a_full_disk_leaves_no_half_record);
     RUN(a_file_is_for_its_owner_alone_and_is_not_opened_through_a_link);
     (void)unlink(path);
