@@ -141,6 +141,7 @@ def test_keys_and_versions_that_only_the_nodes_know_outlive_their_restart(place:
     for node in place.proxies.nodes:
         stop(node, signal.SIGKILL)
         node.start()
+        assert not logged(node, "loop_fault")
     place.open_everywhere(sealed)
 
 

@@ -136,7 +136,8 @@ class OlderState:
             changes = put_back(known.state, state, ours.is_same(theirs), ours.takes(theirs))
             named = [getattr(change.after, "secret_id", "") for change in changes if change.before is None]
             names[:] = [f"{change.kind} {change.id}" for change in changes]
-            return Plan(changes=changes, new_secrets=[ours.by_id[id_] for id_ in named if id_ and id_ not in theirs.by_id])
+            moved = (ours.moved(ours.by_id[id_], theirs) for id_ in named if id_ and id_ not in theirs.by_id)
+            return Plan(changes=changes, new_secrets=[row for row in moved if row is not None])
 
         if older.store.transact(RESTORE, plan).events:
             self._log.warning("keys_put_back", put_back=names, why="the database went back to before them")
