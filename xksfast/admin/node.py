@@ -25,6 +25,7 @@ from xksfast._version import __version__
 from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import BLOCKED, Blocks
 from xksfast.admin.copying import Copying
+from xksfast.admin.going_on import go_on
 from xksfast.admin.hearing import Hearing
 from xksfast.admin.kept_blocks import recording
 from xksfast.admin.older_state import OlderState
@@ -131,7 +132,7 @@ class Node:
             with self._store.reading() as state:
                 if len(state.keys) > SMALL_KEYS:
                     self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
-            for work in (self._follow(), self._beat(), self._serve_rest_after_workers()):
+            for work in (go_on(self._follow, self._log), go_on(self._beat, self._log), self._serve_rest_after_workers()):
                 self._spawn(work)
         with self._store.reading() as state:
             return messages.StateLoaded(
