@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_copy_that_somebody_changed_puts_nothing_back_and_is_no_reason_to_lose
     older = place.went_back(accept=True)
     (problem,) = older.problems()
     assert "keys that are gone: key pay/k1 version 1" in problem
+    assert len(kept_copies(place.file.parent)) == 1
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_a_copy_that_cannot_be_kept_is_served_in_the_place_of_the_older_state(
+    place: Place, monkeypatch: pytest.MonkeyPatch, accept: bool
+) -> None:
+    objects, secrets = place.key("k1")
+    place.knows(7, *objects, secrets=secrets)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "link", full)
+        (problem,) = place.went_back(accept=accept).problems()
+    assert "cannot be kept under another name: No space left on device" in problem
+    assert place.outcome.served is not None
+    assert kept_copies(place.file.parent) == []
+    place.went_back(accept=accept)  # there is room again
+    assert place.outcome.served is None
     assert len(kept_copies(place.file.parent)) == 1
 
 
