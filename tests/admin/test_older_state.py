@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
+from xksfast.admin.block_journal import BlockJournal
+from xksfast.admin.blocks import Peers
 from xksfast.admin.older_state import KEPT_AT_LEAST, Older, OlderState
+from xksfast.admin.roster import Roster
+from xksfast.admin.state_thread import StateThread
+from xksfast.admin.went_back import WentBack
 from xksfast.log import Log
 from xksfast.native.crypto import Secret
 from xksfast.state.database import Database
@@ -104,6 +114,27 @@ def test_a_copy_that_somebody_changed_puts_nothing_back_and_is_no_reason_to_lose
     assert len(kept_copies(place.file.parent)) == 1
 
 
+@pytest.mark.parametrize("accept", [False, True])
+def test_a_copy_that_cannot_be_kept_is_served_in_the_place_of_the_older_state(
+    place: Place, monkeypatch: pytest.MonkeyPatch, accept: bool
+) -> None:
+    objects, secrets = place.key("k1")
+    place.knows(7, *objects, secrets=secrets)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "link", full)
+        (problem,) = place.went_back(accept=accept).problems()
+    assert "cannot be kept under another name: No space left on device" in problem
+    assert place.outcome.served is not None
+    assert kept_copies(place.file.parent) == []
+    place.went_back(accept=accept)  # there is room again
+    assert place.outcome.served is None
+    assert len(kept_copies(place.file.parent)) == 1
+
+
 def test_what_was_named_is_named_after_a_restart_until_its_file_is_removed(place: Place) -> None:
     objects, secrets = place.key("k1")
     place.knows(7, *objects, secrets=secrets)
@@ -129,3 +160,63 @@ def test_copies_are_let_go_only_when_the_state_has_their_keys(place: Place) -> N
     assert holder in kept
     assert len(kept) == KEPT_AT_LEAST + 1
     assert read_copy(kept[-1]) is not None
+
+
+def test_keys_come_back_into_a_database_from_before_the_data_key_was_rotated(place: Place) -> None:
+    objects, (row,) = place.key("k1")
+    rotation = place.sealer.rotate_data_key(MASTER, [row], now=2)
+    write_copy(
+        place.file,
+        Loaded([(value, 7) for value in (STORE, *objects)], 7, b"7" * 32),
+        [rotation.data_key],
+        rotation.rows,
+        rotation.sealer,
+    )
+    for _ in range(2):  # as after a crash, or by another node
+        assert place.went_back().problems() == ()
+        assert place.outcome.served is None
+    (there,) = place.older.database.secrets()
+    assert there.data_key_id == place.data_key.id
+    assert place.sealer.holds_same(row, place.sealer, there)
+
+
+class Silence:
+    """No other nodes."""
+
+    def names(self) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("master", "recorded", "says"),
+    [
+        (MASTER, ["store.block"], "key store pay is blocked: recorded there again"),
+        (KeyMaster("file", {}, lambda: Secret.from_bytes(b"\1" * 32)), [], "another master key"),
+    ],
+)
+def test_a_running_node_records_its_blocks_also_under_a_former_data_key_but_not_in_what_others_have_sealed(
+    place: Place, database: Database, master: KeyMaster, recorded: list[str], says: str
+) -> None:
+    rotation = place.sealer.rotate_data_key(MASTER, [], now=2)
+    opened = Sealer.open_with(MASTER, [rotation.data_key])
+    served = StateStore(database, "n1")
+    served.adopt(Loaded([(replace(STORE, blocked=True), 7)], 7, b"7" * 32))
+
+    async def find() -> str:
+        lacking = WentBack(
+            node="n1",
+            store=served,
+            secrets=SecretRows(database, opened),
+            sealer=lambda: opened,
+            opens=partial(Sealer.open_with, master),
+            journal=BlockJournal(place.file.parent),
+            peers=cast(Peers, Silence()),
+            roster=Roster("n1", place.file.with_name("peers.json"), Log("test")),
+            run=StateThread(lambda _: None),
+            log=Log("test"),
+        )
+        await lacking.found(database)
+        return " ".join(lacking.problems())
+
+    assert says in asyncio.run(find())
+    assert [event.action for event in database.events(actor="system:restore")] == recorded

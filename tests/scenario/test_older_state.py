@@ -68,13 +68,17 @@ class Place:
 
     def sealed(self, key: str) -> dict[str, Any]:
         """An answer to Encrypt, by the first node."""
-        answer = self.clients(key)[0].call("encrypt")
+        client = self.clients(key)[0]
+        answer = client.call("encrypt")
+        client.close()
         assert answer.status == 200, answer
         return answer.document
 
     def opens(self, key: str, sealed: dict[str, Any]) -> list[str]:
         """What each node says to a Decrypt of it: the plaintext, or the error."""
         answers = [client.call("decrypt", client.decrypt_document(sealed)) for client in self.clients(key)]
+        for client in self.clients(key):
+            client.close()  # a node that stops waits for connections that are kept
         return [answer.error or answer.document["plaintext"] for answer in answers]
 
     def made_after_the_backup(self) -> dict[str, dict[str, Any]]:
@@ -141,6 +145,7 @@ def test_keys_and_versions_that_only_the_nodes_know_outlive_their_restart(place:
     for node in place.proxies.nodes:
         stop(node, signal.SIGKILL)
         node.start()
+        assert not logged(node, "loop_fault")
     place.open_everywhere(sealed)
 
 

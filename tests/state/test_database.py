@@ -301,6 +301,12 @@ def test_nodes_replace_what_they_said_before(database: Database) -> None:
     assert database.nodes() == [other]
 
 
+@pytest.mark.parametrize("details", [[], "problems", None, 7])
+def test_a_node_whose_details_nobody_can_read_has_none(database: Database, details: Any) -> None:
+    database.heartbeat(NodeRow("n1", "1.0", "https://n1", 1, 2, 3, 4, details))
+    assert database.nodes() == [NodeRow("n1", "1.0", "https://n1", 1, 2, 3, 4)]
+
+
 def test_use_adds_up_and_is_never_lowered(open_database: Open) -> None:
     first, second = open_database(), open_database()
     orders = KeyUse(store="payments", external_key_id="orders", version=1, encryptions=5)

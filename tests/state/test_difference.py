@@ -121,16 +121,46 @@ def test_versions_of_an_hsm_come_back_by_their_labels_also_those_that_were_half_
             side(replace(STORE, key_source="pkcs11", partition_group="main"), ONE, TWO, KEY),
             ["key pay/k1 version 1", "key pay/k1 version 2"],
         ),
-        # the older state has another data key, so it cannot open what would be put back
-        (
-            side(STORE, rows={}, sealer=Sealer.new(MASTER, now=1)[0]),
-            ["key pay/k1 version 1", "key pay/k1 version 2"],
-        ),
+        # nothing opens what would be sealed there
+        (side(STORE, rows={}, sealer=None), ["key pay/k1 version 1", "key pay/k1 version 2"]),
     ],
 )  # fmt: skip
 def test_what_something_else_has_the_place_of_is_lacking_and_does_not_come_back(older: Side, lacking: list[str]) -> None:
     assert list(difference(older).keys) == lacking
     assert [change for change in restored(older) if change[0] == "key.restore"] == []
+
+
+def test_keys_come_back_sealed_again_under_the_data_key_of_the_older_state_by_who_can_open_them() -> None:
+    older = side(rows={}, sealer=Sealer.new(MASTER, now=1)[0])
+    assert ("key.restore", "pay/k1") in restored(older)
+    assert ("credential.restore", f"pay/{'A' * 20}") in restored(older)
+    ours, theirs = KNOWN.sealed(), older.sealed()
+    assert older.sealer is not None
+    for row in ROWS.values():
+        moved = ours.moved(row, theirs)
+        assert moved is not None
+        assert older.sealer.knows([moved])
+        assert row.purpose == "credential" or SEALER.holds_same(row, older.sealer, moved)
+    nobody = side(*KNOWN.objects, sealer=None)
+    assert difference(older, nobody).keys == ("key pay/k1 version 1", "key pay/k1 version 2")
+    assert [change for change in restored(older, nobody) if change[0] != "store.restore"] == []
+    damaged = side(*KNOWN.objects, rows={id_: replace(row, version=7) for id_, row in ROWS.items()})
+    assert [change for change in restored(older, damaged) if change[0] == "key.restore"] == []
+
+
+def test_a_secret_access_key_that_the_older_state_has_otherwise_is_left_as_it_is_there() -> None:
+    other, _ = SEALER.new_credential_secret(CREDENTIAL.secret_id)
+    older = side(rows={CREDENTIAL.secret_id: other})
+    assert ("credential.restore", CREDENTIAL.id) not in restored(older)
+    assert ("key.restore", "pay/k1") in restored(older)
+
+
+def test_a_source_key_that_was_half_made_there_and_serves_no_key_any_more_is_ready_again() -> None:
+    store = replace(STORE, key_source="pkcs11", partition_group="main")
+    one = SourceKey(place="main", label="k1-v1", owned=True, ready=True)
+    known, older = side(store, one, rows={}), side(store, replace(one, ready=False), rows={})
+    assert difference(older, known).keys == ("source key main/k1-v1",)
+    assert restored(older, known) == [("source_key.restore", "main/k1-v1")]
 
 
 def test_a_key_that_was_sealed_again_since_is_the_same_key() -> None:

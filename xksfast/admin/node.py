@@ -25,6 +25,7 @@ from xksfast._version import __version__
 from xksfast.admin.block_journal import BlockJournal
 from xksfast.admin.blocks import BLOCKED, Blocks
 from xksfast.admin.copying import Copying
+from xksfast.admin.going_on import go_on
 from xksfast.admin.hearing import Hearing
 from xksfast.admin.kept_blocks import recording
 from xksfast.admin.older_state import OlderState
@@ -100,6 +101,7 @@ class Node:
         self._stop = threading.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._next: dict[str, float] = {}
+        self._composed = False  # what is told of events is there
         self._opened = False
         self._hearing = Hearing(log)
         self._roster = Roster(self.name, self._directory / "peers.json", log)
@@ -130,7 +132,7 @@ class Node:
             with self._store.reading() as state:
                 if len(state.keys) > SMALL_KEYS:
                     self._next["copy"] = time.monotonic() + FIRST_COPY_AFTER_S
-            for work in (self._follow(), self._beat(), self._serve_rest_after_workers()):
+            for work in (go_on(self._follow, self._log), go_on(self._beat, self._log), self._serve_rest_after_workers()):
                 self._spawn(work)
         with self._store.reading() as state:
             return messages.StateLoaded(
@@ -157,10 +159,11 @@ class Node:
         known = await self._run(lambda: read_position(self._copying.file))
         await self._run(self._roster.recall)
         self._twin = Twin(self.name, await self._run(partial(instance_of, self._directory, self._log)), self._admin.url)
+        master = configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config))
         self._opening = Opening(
             self._config.state.url,
             self.name,
-            master=configured_master_key(self._config.state, partial(TokenMasterKey.of, self._config)),
+            master=master,
             copying=self._copying,
             roster=self._roster,
             older=self._older,
@@ -193,6 +196,7 @@ class Node:
             store=self._store,
             secrets=self._secrets,
             sealer=lambda: self._sealer,
+            opens=partial(Sealer.open_with, master),
             journal=journal,
             peers=self._peers,
             roster=self._roster,
@@ -209,6 +213,7 @@ class Node:
             run=self._run,
             log=self._log,
         )
+        self._composed = True
         self.service = Service(
             config=self._config,
             store=self._store,
@@ -332,6 +337,8 @@ class Node:
 
     def _on_events(self, events: list[Event]) -> None:
         """On the loop, in order."""
+        if not self._composed:  # put back while the state was opened, so in what is served from the first moment on
+            return
         self._publisher.publish(events)
         self.blocks.on_events(events)
         if not self._copying.seq and any(event.action in BLOCKED for event in events):  # no copy knows it, nor does the journal

@@ -76,6 +76,7 @@ class OlderState:
         self._copy_file = copy_file
         self._log = log
         self._accept = accept
+        self._unkept = ""
         self._told: dict[Path, str] = {}
         for file in sorted(copy_file.parent.glob("copy-*.txt")):
             self._told[file] = _first_line(file)
@@ -83,7 +84,7 @@ class OlderState:
     def problems(self) -> tuple[str, ...]:
         """What is to be looked at after older states were followed; a sentence each, until its file is removed."""
         self._told = {file: text for file, text in self._told.items() if file.exists()}
-        return tuple(self._told.values())
+        return (*self._told.values(), *filter(None, (self._unkept,)))
 
     def went_back(self, older: Older) -> Outcome:
         """In the state thread, before anything is served. OperatorError: neither the database nor the copy can be served."""
@@ -102,10 +103,7 @@ class OlderState:
         try:
             kept = keep_copy(self._copy_file, copy.seq)
         except OSError as error:
-            raise OperatorError(
-                f"{older.database.description} went back, and {self._copy_file} cannot be kept under another name: {error.strerror}. "
-                "It may hold what nothing else has: see that its directory has room and is yours to write in, then start again"
-            ) from error
+            return Outcome(copy, served=self._not_kept(known, older, error.strerror or str(error)))
         self._log.error(
             "older_state_served",
             known_seq=copy.seq,
@@ -136,7 +134,8 @@ class OlderState:
             changes = put_back(known.state, state, ours.is_same(theirs), ours.takes(theirs))
             named = [getattr(change.after, "secret_id", "") for change in changes if change.before is None]
             names[:] = [f"{change.kind} {change.id}" for change in changes]
-            return Plan(changes=changes, new_secrets=[ours.by_id[id_] for id_ in named if id_ and id_ not in theirs.by_id])
+            moved = (ours.moved(ours.by_id[id_], theirs) for id_ in named if id_ and id_ not in theirs.by_id)
+            return Plan(changes=changes, new_secrets=[row for row in moved if row is not None])
 
         if older.store.transact(RESTORE, plan).events:
             self._log.warning("keys_put_back", put_back=names, why="the database went back to before them")
@@ -150,6 +149,18 @@ class OlderState:
                 "these keys; the local copy is kept"
             )
         self._log.error("older_state_not_followed", keys=difference.keys, seq=older.store.seq, next=NEXT_STEP)
+        return known.sealer
+
+    def _not_kept(self, known: Known, older: Older, why: str) -> Sealer:
+        problem = (
+            f"{older.database.description} went back, and {self._copy_file}, which may hold what nothing else has, cannot be kept "
+            f"under another name: {why}. Until then the older state is not followed: see that its directory has room and is yours "
+            "to write in, then start this node again"
+        )
+        if known.sealer is None:
+            raise OperatorError(problem)
+        self._log.error("older_state_not_followed", problem=problem, seq=older.store.seq)
+        self._unkept = problem
         return known.sealer
 
     # --- telling

@@ -25,6 +25,7 @@ from xksfast.state.difference import Difference, SealedRows, compare, some
 from xksfast.state.errors import StateError, StateWentBack
 from xksfast.state.events import Origin
 from xksfast.state.projection import State
+from xksfast.state.records import WrappedDataKey
 from xksfast.state.sealing import Sealer
 from xksfast.state.secret_rows import SecretRows
 from xksfast.state.store import Plan, StateStore
@@ -33,7 +34,7 @@ INTERVAL_S = 1.0
 
 
 class WentBack:
-    """Of one node. store, secrets: what it serves. sealer: opens its secrets."""
+    """Of one node. store, secrets: what it serves. sealer: opens its secrets. opens: data keys, with the master key; OperatorError."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class WentBack:
         store: StateStore,
         secrets: SecretRows,
         sealer: Callable[[], Sealer],
+        opens: Callable[[list[WrappedDataKey]], Sealer],
         journal: BlockJournal,
         peers: Peers,
         roster: Roster,
@@ -52,6 +54,7 @@ class WentBack:
         self._store = store
         self._secrets = secrets
         self._sealer = sealer
+        self._opens = opens
         self._journal = journal
         self._peers = peers
         self._roster = roster
@@ -64,7 +67,7 @@ class WentBack:
         self._next = 0.0
         self._older: StateStore | None = None
         self._difference = Difference()
-        self._is_ours = True
+        self._theirs: tuple[list[WrappedDataKey], Sealer | None] = [], None  # opens its secrets; None: nothing here does
         self._blocks: dict[str, PendingBlock] = {}
         self._recorded: set[str] = set()
         self._told: set[tuple[str, str]] = set()  # (node, block)
@@ -73,9 +76,11 @@ class WentBack:
     def problems(self) -> tuple[str, ...]:
         """What the older state lacks, a sentence each."""
         found = []
-        if not self._is_ours:
+        rows, theirs = self._theirs
+        if rows and theirs is None:
             found.append(
-                "the database has none of this node's data keys: it belongs to another deployment, or was rotated since"
+                "the master key of this node does not open the data keys of the database: it belongs to another deployment, or to "
+                "another master key"
             )
         if self._difference.keys:
             found.append(
@@ -103,8 +108,8 @@ class WentBack:
     # --- in the state thread
 
     def _look(self, database: Database) -> None:
-        self._is_ours = any(row.id == self._sealer().data_key_id for row in database.data_keys())
-        if not self._is_ours:
+        theirs = self._sealer_of(database)
+        if theirs is None:
             return
         try:
             if self._older is None:
@@ -114,18 +119,29 @@ class WentBack:
             older = StateStore(database, self._node)
             older.open()
             keep_nodes(database, self._roster.all(), time.time_ns() // 1_000_000)
-            self._compare(database, older)
+            self._compare(database, older, theirs)
             self._older = older
         for block in self._blocks.values():
             if block.block_id not in self._recorded:
                 self._record(self._older, block)
 
-    def _compare(self, database: Database, older: StateStore) -> None:
+    def _sealer_of(self, database: Database) -> Sealer | None:
+        """Its data key may be one from before a rotation."""
+        rows, sealer = database.data_keys(), self._sealer()
+        if any(row.id == sealer.data_key_id for row in rows):
+            self._theirs = rows, sealer
+        elif rows != self._theirs[0]:
+            self._theirs = rows, None
+            with suppress(OperatorError):
+                self._theirs = rows, self._opens(rows)
+        return self._theirs[1]
+
+    def _compare(self, database: Database, older: StateStore, sealer: Sealer) -> None:
         known = State()
         with self._store.reading() as state:
             objects, seq, head = list(state.with_revisions()), state.seq, state.head
         known.load(objects, seq, head)
-        ours, theirs = SealedRows(self._secrets.rows(), self._sealer()), SealedRows(database.secrets(), self._sealer())
+        ours, theirs = SealedRows(self._secrets.rows(), self._sealer()), SealedRows(database.secrets(), sealer)
         with older.reading() as state:
             self._difference = compare(known, state, ours.is_same(theirs))
             lacking = [

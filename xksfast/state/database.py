@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Table, case, delete
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -194,7 +195,8 @@ class Database:
     def nodes(self) -> list[NodeRow]:
         """Every node that ever told of itself and was not forgotten."""
         with self.reading() as connection:
-            return rows.all_of(connection, schema.nodes, NodeRow)
+            found = rows.all_of(connection, schema.nodes, NodeRow)
+        return [row if isinstance(row.details, dict) else replace(row, details={}) for row in found]
 
     def forget_node(self, name: str) -> None:
         """A node that is no more. No error when there is none."""

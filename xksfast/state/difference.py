@@ -26,7 +26,7 @@ from xksfast.state.objects import (
 )
 from xksfast.state.projection import State
 from xksfast.state.records import SealedSecret
-from xksfast.state.sealing import Sealer
+from xksfast.state.sealing import Sealer, SealError
 
 SameKey = Callable[[SourceKey, SourceKey], bool]  # what this node knows, what the older state has; both of the same id
 Takes = Callable[
@@ -57,9 +57,20 @@ class SealedRows:
             row = self.by_id.get(value.secret_id)
             if value.secret_id in older.by_id:
                 return self._holds_same(value.secret_id, older)
-            return not value.secret_id or (row is not None and older.sealer is not None and older.sealer.knows([row]))
+            return not value.secret_id or (row is not None and self.moved(row, older) is not None)
 
         return takes
+
+    def moved(self, row: SealedSecret, older: SealedRows) -> SealedSecret | None:
+        """A row of this side as the older side opens it: sealed again when the data key was rotated in between; None: nothing does."""
+        if older.sealer is None or older.sealer.knows([row]):
+            return None if older.sealer is None else row
+        if self.sealer is None:
+            return None
+        try:
+            return older.sealer.seal(self.sealer.open(row), row.id, row.purpose, version=row.version + 1)
+        except SealError:
+            return None
 
     def _holds_same(self, id: str, older: SealedRows) -> bool:
         ours, theirs = self.by_id.get(id), older.by_id.get(id)
@@ -162,8 +173,13 @@ def put_back(known: State, older: State, is_same: SameKey, takes: Takes) -> list
         before |= {(change.kind, change.id): change for change in needed}
         changes.append(Change("key.restore", key.kind, key.id, older.keys.get(key.id), after))
     for source in known.source_keys.values():
-        if source.ready and source.id not in older.source_keys and takes(source):
+        if not source.ready or (source.kind, source.id) in before or _has(older, source, is_same):
+            continue
+        now = older.source_keys.get(source.id)
+        if now is None and takes(source):
             before[source.kind, source.id] = _restored(source)
+        elif now is not None and is_same(source, now):
+            before[source.kind, source.id] = _made_ready(now)
     return [*before.values(), *changes]
 
 
@@ -190,7 +206,7 @@ def _needed(key: Key, known: State, older: State, is_same: SameKey, takes: Takes
         elif not is_same(source, now):
             return None
         elif source.ready and not now.ready:
-            changes.append(Change("source_key.restore", now.kind, now.id, now, replace(now, ready=True)))
+            changes.append(_made_ready(now))
     return changes
 
 
@@ -203,6 +219,10 @@ def _with_versions(key: Key, now: Key | None) -> Key | None:
         return None
     versions |= {version.number: version for version in now.versions}
     return replace(now, versions=tuple(versions[number] for number in sorted(versions)))
+
+
+def _made_ready(now: SourceKey) -> Change:
+    return Change("source_key.restore", now.kind, now.id, now, replace(now, ready=True))
 
 
 def _restored(value: Stored) -> Change:

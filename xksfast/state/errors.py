@@ -11,7 +11,7 @@ from xksfast.errors import OperatorError
 NEXT_STEP = (
     "Bring the newer database back. To go on from the older state, restart the nodes one after the other, first those that know the "
     "newest events (`xksfast node list`): each puts back keys and blocks that only it knows, keeps its local copy, and names what else "
-    "is lost. With `xksfast serve --accept-older-state` it puts no keys back"
+    "is lost. Nodes that are all started with `xksfast serve --accept-older-state` put no keys back"
 )
 
 
