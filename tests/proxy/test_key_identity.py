@@ -215,7 +215,7 @@ def test_a_node_that_has_no_place_for_references_does_not_start_and_says_what_to
     process = one.start(ready=False)
     assert process.popen.wait(20) == 2
     assert "state.directory: " in process.log_file.read_text()
-    assert "name a directory that xksfast may write in" in process.log_file.read_text()
+    assert "name a directory that this user may write in" in process.log_file.read_text()
 
 
 def test_a_new_key_after_the_references_were_moved_away_is_taken_for_right(one: Setup) -> None:
