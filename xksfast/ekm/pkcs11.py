@@ -175,7 +175,7 @@ def _references_file(directory: Path) -> str:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OperatorError(
-            f"state.directory: {directory} cannot be made: {error.strerror}: name a directory that xksfast may write in, "
+            f"state.directory: {directory} cannot be made: {error.strerror}: name a directory that this user may write in, "
             "where it keeps what it proves keys against"
         ) from None
     return str(directory / REFERENCES_FILE)
