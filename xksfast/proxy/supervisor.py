@@ -145,9 +145,6 @@ class Supervisor:
             self._log.warning("max_connections_lowered", max_connections=wanted, served=fit, open_files=limit, next=ADVICE)
         return fit
 
-    def _accept_when_possible(self) -> None:
-        self._acceptor.accept_when_possible()
-
     # --- workers
 
     def _make_worker(self, index: int) -> WorkerSlot:
@@ -210,7 +207,7 @@ class Supervisor:
         shut = shut and all(self._troubles.is_stuck(worker.child.name) for worker in self._workers)
         if not shut:
             self._proxy_door.open()
-        self._accept_when_possible()
+        self._acceptor.accept_when_possible()
         if shut:
             self._proxy_door.shut()
 
@@ -250,7 +247,7 @@ class Supervisor:
             continue
         if not self._announced and all(worker.ready for worker in self._workers):
             self._announced = True
-            self._accept_when_possible()
+            self._acceptor.accept_when_possible()
             self._log.info("serving", workers=len(self._workers), addresses=[listener.url for listener in self._listeners])
             if self._on_ready is not None:
                 self._on_ready(self._bound)
