@@ -274,7 +274,7 @@ xks_status xks_engine_start(xks_engine *engine, char *error)
 /* --- stopping */
 
 /* Whether a thread that was started has not ended by then. Asked again and again, since pthread_timedjoin_np goes by the clock of the day,
- * which may be set meanwhile. */
+ * which may be set at the same time. */
 static bool is_left(bool started, bool *joined, pthread_t thread, uint64_t until_ns)
 {
     const struct timespec pause = {0, JOIN_PAUSE_NS};

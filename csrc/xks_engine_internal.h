@@ -26,7 +26,7 @@
  *
  * Numbers: a module may give the number of a session or an object that is gone to another, of another token even. So a worker's result
  * counts only if the key's handle and the epoch are still what they were when it took the job; who gets a session's number looks whether
- * somebody of ours holds the same; and before a keeper opens a session for a new login, every handle is forgotten and the workers are out.
+ * another of our threads holds the same; and before a keeper opens a session for a new login, every handle is forgotten and the workers are out.
  *
  * Service: a partition is in service while its state is READY. The router's breaker takes it out by asking the keeper for recovery; the
  * keeper's probes bring it back. `down` is set once an attempt has failed: jobs wait for a partition that is out but not down, since
@@ -298,7 +298,7 @@ uint32_t xks_engine_next_of_label_locked(const xks_engine *engine, uint32_t afte
 
 /* --- xks_engine_verdict.c */
 
-/* Write down what was found, unless the key was removed meanwhile: then its copy goes too, if nothing was known of it, and the result is
+/* Write down what was found, unless the key was removed in between: then its copy goes too, if nothing was known of it, and the result is
  * false. Takes both locks. */
 bool xks_engine_publish_key(engine_partition *partition, const wanted_key *wanted, xks_p11_key *key, const key_finding *found);
 /* Whether a member is out since a call did not return. */

@@ -99,7 +99,7 @@ EXPORTED CK_RV C_GetInterface(CK_UTF8CHAR_PTR name, CK_VERSION_PTR version, CK_I
     return shim_C_GetInterface(name, version, interface, flags);
 }
 
-/* Nobody may be inside meanwhile: a real library frees what the others are working with. */
+/* Nobody may be inside during the reset: a real library frees what the others are working with. */
 static void begin_change(const char *misuse)
 {
     shim_state *state = shim();
